@@ -1,0 +1,127 @@
+"""The nouns of the flow: what one part hands to the next, from a shard's entry to a batch on the device.
+
+Reads top to bottom in the order of the flow: a shard holds *clips* and *records*; a record is *rendered* to token ids
+from text and audio lengths alone; the *plan* chooses; a *batch* is what the model sees.
+
+Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel bins, A audio tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a sample comes from; printed in every error about it."""
+
+    dataset: str
+    shard: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"sample '{self.key}' in shard '{self.shard}' of dataset '{self.dataset}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One audio clip as it lies in a tar: where its bytes are and how long it is, without reading it."""
+
+    shard_path: Path
+    offset_bytes: int
+    num_bytes: int
+    num_samples: int
+    """True length at 16 kHz mono, after resampling."""
+    sha256: str
+    """Of the encoded bytes (hex)."""
+    encoding: str
+    """File suffix without the dot: flac, wav, mp3, ogg, opus."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What all three payloads share."""
+
+    origin: Origin
+    clips: tuple[Clip, ...]
+    source: str
+    split: str
+    license: str
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainRecord(Record):
+    """One task on one clip: 'here is a clip, here is the natural-language prompt, this is the target'."""
+
+    task: str
+    """A name in prompts/tasks.py, for instance ``transcribe``."""
+    audio_language: str
+    text_language: str
+    text: str
+    prompt: str | None = None
+    """Overrides the task's own wording."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRecord(Record):
+    """A conversation. Voice chat and audio analysis differ only in what the user turns hold."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    """Turns ``{"role", "content"}``; content is a string or a list of ``{"type": "audio"}`` and
+    ``{"type": "text", "text": ...}`` parts. The k-th audio part stands for ``clips[k]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRecord(Record):
+    """A DPO triple (x, y_w, y_l): the conversation so far and two answers to its last user turn."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    chosen: str
+    rejected: str
+
+
+IntArray = npt.NDArray[np.int32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A sample as token ids, each clip expanded to its true number of audio tokens."""
+
+    input_ids: IntArray
+    """Shape (S,)."""
+    supervised: BoolArray
+    """Shape (S,). True where the token itself is a target (the shift by one happens in the loss, once)."""
+    clip_tokens: tuple[int, ...]
+    """Audio tokens of each clip, in order of appearance."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPair:
+    """A preference sample: one prompt, two continuations, each with its end token."""
+
+    prompt: Rendered
+    """Ends with the generation prompt; nothing in it is supervised."""
+    chosen_ids: IntArray
+    rejected_ids: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """What the plan needs to know of every sample of a set: numbers only, one row a sample."""
+
+    llm_tokens: IntArray
+    """Shape (num_samples,). For a preference pair: of the prompt and its longer answer."""
+    supervised_tokens: IntArray
+    encoder_frames: IntArray
+    """20 ms encoder frames of all the sample's clips."""
+
+    def __len__(self) -> int:
+        return len(self.llm_tokens)
