@@ -102,7 +102,10 @@ class Collator:
         if isinstance(inputs[0], EncodedClip):
             batch, starts = _states([clip for clip in inputs if isinstance(clip, EncodedClip)])
         else:
-            batch, starts = _mels([clip for clip in inputs if isinstance(clip, ClipFeatures)])
+            mels, mel_frames = stack_mels([clip for clip in inputs if isinstance(clip, ClipFeatures)])
+            batch = {"mels": mels, "mel_frames": mel_frames}
+            tokens_per_clip = lengths.encoder_frames(mels.shape[-1]) // 2
+            starts = [index * tokens_per_clip for index in range(len(mels))]
         # strict=False: the dummy's start has no tokens to go with.
         sources = [start + np.arange(count) for start, count in zip(starts, tokens, strict=False)] * copies
         source = np.concatenate([np.zeros(0, np.int64), *sources])
@@ -125,11 +128,10 @@ def _states(clips: Sequence[EncodedClip]) -> tuple[Batch, list[int]]:
     return {"audio_states": torch.from_numpy(states)}, starts.tolist()
 
 
-def _mels(clips: Sequence[ClipFeatures]) -> tuple[Batch, list[int]]:
+def stack_mels(clips: Sequence[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mels (N, M, F) with zeros behind the shorter ones, and valid mel frames (N,)."""
     longest = max(clip.mel_MF.shape[1] for clip in clips)
     mels = np.zeros((len(clips), clips[0].mel_MF.shape[0], longest), np.float32)
     for index, clip in enumerate(clips):
         mels[index, :, : clip.mel_MF.shape[1]] = clip.mel_MF
-    tokens_per_clip = lengths.encoder_frames(longest) // 2
-    starts = [index * tokens_per_clip for index in range(len(clips))]
-    return {"mels": torch.from_numpy(mels), "mel_frames": torch.tensor([clip.mel_frames for clip in clips])}, starts
+    return torch.from_numpy(mels), torch.tensor([clip.mel_frames for clip in clips])

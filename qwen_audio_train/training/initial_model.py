@@ -1,0 +1,64 @@
+"""The folder a stage starts from: the previous stage's, a hub id, or a fresh model built from parts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from qwen_audio_train.config.model import ModelConfig, ModelSize
+from qwen_audio_train.config.stages import StageConfig
+from qwen_audio_train.model import sizes
+from qwen_audio_train.model.load import is_adapter, load_model, load_processor
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encoded_folder, fill
+from qwen_audio_train.pipeline.texts import texts_of
+from qwen_audio_train.shards.reader import ShardSet
+from qwen_audio_train.training.arguments import INITIAL
+from qwen_audio_train.training.runtime import Ranks
+
+logger = logging.getLogger(__name__)
+RELEASED = "Qwen/Qwen2-Audio-7B"
+
+
+def initial_model(config: StageConfig, ranks: Ranks) -> str:
+    """Folder or hub id of the model that training starts from.
+
+    What has to be made first (a model from parts, an adapter merged into its base) is made once, by the first rank, in
+    ``<run.dir>/initial``: before TrainingArguments exist, because ZeRO-3 partitions every model that is built after.
+    """
+    source = config.model.start_from
+    if source is None and config.model.size is ModelSize.qwen2_audio_7b:
+        return RELEASED
+    if source is not None and not is_adapter(source):
+        return source
+    folder = Path(config.run.dir) / INITIAL
+    if ranks.is_first and not (folder / "config.json").exists():
+        if source is not None:
+            logger.info("Merging the adapter %s into its base", source)
+            sizes.save_built(load_model(source), load_processor(source), folder)
+        else:
+            logger.info("Building %s from parts", config.model.size.value)
+            model, processor = build(config.model, config.data.train, seed=config.run.seed)
+            sizes.save_built(model, processor, folder)
+    ranks.wait()
+    return str(folder)
+
+
+def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClips | None:
+    """Outputs of the frozen encoder for all training clips; the first rank encodes what is missing."""
+    if not config.data.encode_once:
+        return None
+    note = Path(config.run.dir) / "encoded_clips.txt"
+    if ranks.is_first:
+        model = load_model(source).eval()
+        folder = encoded_folder(Path(config.data.cache_dir), model.encoder_fingerprint())
+        fill(
+            folder,
+            ShardSet.open(config.data.train),
+            encode=model.encode,
+            width=model.config.audio_config.d_model,
+            num_mel_bins=model.config.audio_config.num_mel_bins,
+            shows_progress=config.tracking.progress_bar,
+        )
+        note.write_text(str(folder.absolute()), encoding="utf-8")
+    ranks.wait()
+    return EncodedClips(Path(note.read_text(encoding="utf-8")))
