@@ -9,13 +9,12 @@ Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,8 @@ class Record:
     source: str
     split: str
     license: str
+    extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """Metadata fields that the contract does not know, kept as they are (a prompt id, a judge's score)."""
 
 
 @dataclass(frozen=True, slots=True)
