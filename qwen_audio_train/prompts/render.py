@@ -10,7 +10,7 @@ generated answer can do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -185,7 +185,9 @@ class Renderer:
     ) -> _Script:
         turns = checked_turns(messages, num_clips=len(clip_num_samples), special=self._special, origin=origin)
         require_open(turns, origin)
-        return [*_turns(turns, clip_num_samples, origin), _Piece(IM_START, repeat=1), _Piece("assistant\n")]
+        script = [*_turns(turns, clip_num_samples, origin), _Piece(IM_START, repeat=1), _Piece("assistant\n")]
+        # Earlier answers are part of the prompt here, not targets.
+        return [replace(piece, supervised=False) for piece in script]
 
     def _preference(self, record: PreferenceRecord) -> tuple[_Script, _Script, _Script]:
         for name, answer in (("chosen", record.chosen), ("rejected", record.rejected)):
