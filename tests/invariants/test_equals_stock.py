@@ -61,7 +61,9 @@ def stock_scores(stock, rendered: Rendered, clips: list[np.ndarray]):
 def efficient_scores(efficient, renders, clips):
     from qwen_audio_train.audio.features import LogMel
 
-    batch = Collator(0, builders.AUDIO_ID, silent_clip(80)).rows(renders, [[ClipFeatures(LogMel(80)(c), lengths.mel_frames(len(c))) for c in sample] for sample in clips])
+    batch = Collator(0, builders.AUDIO_ID, silent_clip(80)).rows(
+        renders, [[ClipFeatures(LogMel(80)(c), lengths.mel_frames(len(c))) for c in sample] for sample in clips]
+    )
     return efficient(**batch).log_probs, batch
 
 
