@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -105,7 +106,8 @@ class Row:
 
     @property
     def title(self) -> str:
-        return f"{self.label} {'\N{UPWARDS ARROW}' if self.higher_is_better else '\N{DOWNWARDS ARROW}'}"
+        arrow = "\N{UPWARDS ARROW}" if self.higher_is_better else "\N{DOWNWARDS ARROW}"
+        return f"{self.label} {arrow}"
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -162,7 +164,7 @@ def rows(summary: Summary) -> list[Row]:
 
 def table(summary: Summary) -> str:
     """The table for a terminal: plain characters, at most 120 columns wide."""
-    drawn = Table(title="Scores on held-out clips", title_justify="left")
+    drawn = Table(title="Scores on held-out clips", title_justify="left", box=box.SIMPLE_HEAD)
     drawn.add_column("metric", no_wrap=True)
     for column in COLUMNS:
         drawn.add_column(COLUMN_TITLES[column], justify="right", no_wrap=True)
