@@ -1,17 +1,17 @@
 """Stage 3, direct preference optimisation over (x, y_w, y_l) against the frozen model the stage starts from.
 
-    python recipes/dpo.py experiment=quickstart/dpo
-    accelerate launch --num_processes 8 recipes/dpo.py run.dir=runs/dpo model.start_from=runs/sft/final ...
+python recipes/dpo.py experiment=quickstart/dpo
+accelerate launch --num_processes 8 recipes/dpo.py run.dir=runs/dpo model.start_from=runs/sft/final ...
 """
 
 from __future__ import annotations
 
 from trl import DPOConfig
 
-from qwen_audio_train.config.adapter import AdapterKind
 from qwen_audio_train.config.load import recipe
 from qwen_audio_train.config.stages import DpoConfig as DpoRecipeConfig
-from qwen_audio_train.model.load import load_model, load_processor, load_trainable_model
+from qwen_audio_train.model.load import load_model, load_processor
+from qwen_audio_train.model.trainable import choose_trainable, lora_config
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.training import run, runtime
 from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
@@ -35,13 +35,15 @@ def main(config: DpoRecipeConfig) -> None:
     arguments = DPOConfig(
         **trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps), **preference_arguments(config.preference)
     )
-    model = load_trainable_model(source, config.model, config.trainable, config.adapter)
+    model = load_model(source, config.model)
+    choose_trainable(model, config.trainable)
+    lora = lora_config(config.adapter, config.trainable)
     # Under a LoRA the reference is the same model with its adapter switched off.
-    has_adapter = config.adapter.kind is not AdapterKind.none
-    reference = None if has_adapter else load_model(source, config.model).requires_grad_(False)
+    reference = load_model(source, config.model).requires_grad_(False) if lora is None else None
     trainer = AudioDPOTrainer(
         model=model,
         ref_model=reference,
+        peft_config=lora,
         args=arguments,
         processing_class=processor.tokenizer,
         batches=batches,

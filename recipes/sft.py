@@ -1,7 +1,7 @@
 """Stage 2, supervised fine-tuning: audio analysis and voice chat, trained jointly, no mode tag.
 
-    python recipes/sft.py experiment=quickstart/sft
-    torchrun --nproc-per-node 8 recipes/sft.py run.dir=runs/sft model.start_from=runs/pretrain/final ...
+python recipes/sft.py experiment=quickstart/sft
+torchrun --nproc-per-node 8 recipes/sft.py run.dir=runs/sft model.start_from=runs/pretrain/final ...
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from qwen_audio_train.config.load import recipe
 from qwen_audio_train.config.stages import SftConfig
-from qwen_audio_train.model.load import load_processor, load_trainable_model
+from qwen_audio_train.model.load import load_model, load_processor
+from qwen_audio_train.model.trainable import choose_trainable, lora_config, with_adapter
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.training import run, runtime
 from qwen_audio_train.training.arguments import trainer_arguments
@@ -33,7 +34,9 @@ def main(config: SftConfig) -> None:
 
     # Before the model: under ZeRO-3 it is loaded in pieces.
     arguments = TrainingArguments(**trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps))
-    model = load_trainable_model(source, config.model, config.trainable, config.adapter)
+    model = load_model(source, config.model)
+    choose_trainable(model, config.trainable)
+    model = with_adapter(model, lora_config(config.adapter, config.trainable))
     trainer = LikelihoodTrainer(
         model=model, args=arguments, batches=batches, keep_checkpoints=config.checkpoint.keep_last
     )

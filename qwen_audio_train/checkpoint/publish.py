@@ -1,8 +1,8 @@
 """A folder is either whole or absent: written aside, listed with sizes and SHA-256, published by one rename.
 
-    checkpoints/
-      .step-500.inprogress/     being written, or left by a kill: never loaded, removed by the next save
-      checkpoint-500/           whole: manifest.json lists every file
+checkpoints/
+  .step-500.inprogress/     being written, or left by a kill: never loaded, removed by the next save
+  checkpoint-500/           whole: manifest.json lists every file
 """
 
 from __future__ import annotations

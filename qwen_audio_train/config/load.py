@@ -76,6 +76,13 @@ def to_yaml(config: object) -> str:
     return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
+def to_plain(config: object) -> dict[str, Any]:
+    """The whole configuration as nested dictionaries of plain values (for trackers)."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def from_yaml(path: Path) -> dict[str, Any]:
     """A run's saved configuration as plain values."""
     loaded = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ model, so ``generate`` and everybody else's code work; weights and config save a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,14 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
             config["architectures"] = [STOCK_CLASS_NAME]
             config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
+    def encoder_fingerprint(self) -> str:
+        """Hash of the encoder's weights (hex): whatever was encoded with another one is not this one's."""
+        digest = hashlib.blake2b(digest_size=12)
+        for name, tensor in sorted(self.model.audio_tower.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def encode(self, mels_NMF: torch.Tensor, mel_frames_N: torch.Tensor) -> torch.Tensor:
         """Encoder states (N, A, D) before the projector; without autograd when the encoder is frozen."""
         encoder = self.model.audio_tower
@@ -75,7 +84,7 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
         with torch.set_grad_enabled(learns):
             return encode_clips(encoder, mels_NMF, mel_frames_N)
 
-    def embed(  # noqa: PLR0913, PLR0917 - the batch's own keys
+    def embed(
         self,
         input_ids: torch.Tensor,
         audio_source: torch.Tensor,

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoProcessor
 
+from qwen_audio_train.config.model import ModelConfig
 from qwen_audio_train.errors import CheckpointError
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
 
@@ -35,22 +36,22 @@ def load_processor(source: str) -> Any:
     return AutoProcessor.from_pretrained(source)
 
 
-def load_model(
-    source: str, *, dtype: torch.dtype = torch.float32, gradient_checkpointing: bool = False
-) -> EfficientQwen2Audio:
+def load_model(source: str, config: ModelConfig | None = None) -> EfficientQwen2Audio:
     """A model to train or score. An adapter is merged into its base, so that the next stage starts from one model.
 
     Args:
         source: folder or hub id (``Qwen/Qwen2-Audio-7B``).
-        dtype: of the weights.
+        config: how to hold it (dtype, activation checkpointing); fp32 without it.
     """
+    config = config or ModelConfig()
+    dtype: torch.dtype = getattr(torch, config.precision.value)
     if is_adapter(source):
-        base = load_model(base_of(source), dtype=dtype)
+        base = load_model(base_of(source), config)
         model: EfficientQwen2Audio = PeftModel.from_pretrained(base, source).merge_and_unload()
         model.requires_grad_(True)
         model.freeze_positions()
     else:
         model = EfficientQwen2Audio.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
-    if gradient_checkpointing:
+    if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from qwen_audio_train.config.adapter import AdapterConfig, AdapterKind
@@ -49,6 +50,11 @@ def lora_config(adapter: AdapterConfig, trainable: TrainableConfig) -> LoraConfi
         modules_to_save=["multi_modal_projector"] if trainable.projector else None,
         task_type="CAUSAL_LM",
     )
+
+
+def with_adapter(model: Any, lora: LoraConfig | None) -> Any:
+    """The model with fresh adapters (which change nothing until they train), or as it is."""
+    return model if lora is None else get_peft_model(model, lora)
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -54,7 +54,7 @@ def encoded_folder(cache_dir: Path, fingerprint: str) -> Path:
     return cache_dir / "encoded" / fingerprint
 
 
-def fill(  # noqa: PLR0913 - what to encode, with what, to where
+def fill(
     folder: Path, shards: ShardSet, *, encode: Encode, width: int, num_mel_bins: int, shows_progress: bool
 ) -> EncodedClips:
     """Encode the clips of a set that the folder does not hold yet. One process at a time may do this.

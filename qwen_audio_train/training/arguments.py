@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from qwen_audio_train.config.preference import PreferenceConfig
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.training.runtime import Ranks
 
@@ -51,4 +52,16 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "disable_tqdm": True,
         "report_to": [],
         "gradient_checkpointing": False,  # switched on by the model part, for encoder and LLM alike
+    }
+
+
+def preference_arguments(preference: PreferenceConfig) -> dict[str, Any]:
+    """What trl's DPOConfig has beyond TrainingArguments."""
+    return {
+        "beta": preference.beta,
+        "loss_type": list(preference.loss_types),
+        "loss_weights": list(preference.loss_weights) or None,
+        "label_smoothing": preference.label_smoothing,
+        "disable_dropout": preference.disable_dropout,
+        "max_length": None,  # nothing is ever cut
     }

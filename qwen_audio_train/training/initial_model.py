@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from qwen_audio_train.config.model import ModelConfig, ModelSize
+from qwen_audio_train.config.model import ModelSize
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.model import sizes
 from qwen_audio_train.model.load import is_adapter, load_model, load_processor
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encoded_folder, fill
-from qwen_audio_train.pipeline.texts import texts_of
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.training.arguments import INITIAL
 from qwen_audio_train.training.runtime import Ranks

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ, HOP_SAMPLES
+from qwen_audio_train.audio.lengths import HOP_SAMPLES, SAMPLING_RATE_HZ
 from qwen_audio_train.checkpoint import publish
 from qwen_audio_train.checkpoint.position import write_position
 from qwen_audio_train.pipeline.batches import PlannedBatches

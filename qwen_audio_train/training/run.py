@@ -9,13 +9,13 @@ from typing import Any
 
 from qwen_audio_train.checkpoint import publish
 from qwen_audio_train.checkpoint.position import resume_step
+from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.model.trainable import count_parameters
 from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.tracking.run_folder import open_run_folder
 from qwen_audio_train.tracking.writer import MetricWriter
-from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
 from qwen_audio_train.training.planned import PlannedTraining

@@ -89,7 +89,7 @@ def _start_deepspeed(backend: str, *, uses_cpu: bool) -> None:
 
 def _seed(seed: int, *, deterministic: bool) -> None:
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries draw from it
+    np.random.seed(seed)
     torch.manual_seed(seed)
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -22,7 +22,5 @@ class LikelihoodTrainer(PlannedTraining):
     ) -> Any:
         """This micro-batch's share of the step's token mean."""
         scores = model(**inputs)
-        loss = token_mean_share(
-            scores.log_probs, num_tokens_in_step=num_items_in_batch, num_ranks=self.args.world_size
-        )
+        loss = token_mean_share(scores.log_probs, num_tokens_in_step=num_items_in_batch, num_ranks=self.args.world_size)
         return (loss, scores) if return_outputs else loss
