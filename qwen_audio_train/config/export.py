@@ -16,6 +16,6 @@ class ExportConfig:
     verify_set: str = ""
     """Shard set that the reload is checked on: ten generations and their logits."""
     llm_only: bool = False
-    """Also write ``llm_only/``: an adapter without encoder or projector parts, those folded into its base, which is what
-    serving engines accept."""
+    """Also write ``llm_only/``: an adapter without encoder or projector parts, those folded into its base, which
+    is what serving engines accept."""
     max_logit_difference: float = 1e-4

@@ -47,6 +47,8 @@ class ModelConfig:
     """Hub id or folder of the Whisper whose encoder is taken."""
     llm: str = "smollm2-135m-instruct"
     """Hub id, folder, or the name of a packaged model, for sizes that take a pretrained LM."""
+    languages: list[str] = field(default_factory=lambda: ["en", "zh", "yue", "ja", "ko", "de", "es", "fr", "it", "ru"])
+    """Languages whose tags a newly built tokenizer gets."""
     demo_lm: DemoLanguageModelConfig = field(default_factory=DemoLanguageModelConfig)
     precision: Precision = Precision.float32
     gradient_checkpointing: bool = False

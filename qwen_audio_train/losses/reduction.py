@@ -1,7 +1,7 @@
 """From per-token or per-pair terms to one micro-batch's share of the step's loss.
 
 A step is many micro-batches on many ranks. Its loss is one mean over the whole step: all supervised tokens weigh the
-same, wherever they are (all pairs, for preferences). Each micro-batch contributes its own *sum* over the step's *count*.
+same, wherever they are (all pairs, for preferences). Each micro-batch contributes its own *sum* over one *count*.
 Data-parallel training then averages gradients over ranks, so a share is multiplied by the number of ranks once, here.
 No other code in the package divides a loss by anything.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -18,6 +18,7 @@ from qwen_audio_train.audio.augment import mask_token_spans
 from qwen_audio_train.audio.features import LogMel
 from qwen_audio_train.pipeline.collate import Batch, ClipInput, Collator
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips
+from qwen_audio_train.plan.position import PlanPosition
 from qwen_audio_train.plan.steps import Plan
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.prompts.tasks import wording_choice
@@ -105,7 +106,7 @@ class PlannedBatches(Dataset[Batch]):
     @property
     def bins_per_rank(self) -> int:
         """Micro-batches of this rank in a step."""
-        return self.plan.bins_per_step // self.world
+        return self.plan.budget.bins_per_step // self.world
 
     def __getitem__(self, number: int) -> Batch:
         step_number, bin_number = divmod(number, self.bins_per_rank)
@@ -123,9 +124,13 @@ class PlannedBatches(Dataset[Batch]):
             persistent_workers=self.num_workers > 0,
         )
 
-    def position(self, step: int) -> dict[str, Any]:
-        """Where a checkpoint after ``step`` steps stands."""
-        return {"step": step, "num_steps": self.num_steps, **self.plan.identity()}
+    def position(self, step: int) -> str:
+        """Where a checkpoint after ``step`` steps stands, as JSON."""
+        return PlanPosition.at(self.plan, step).to_json()
+
+    def resume(self, position: str) -> None:
+        """Start where a checkpoint stands. Raises CheckpointError if it followed another plan; says what changed."""
+        self.start_step = PlanPosition.from_json(position).require_same_plan(self.plan)
 
 
 class _FromStep(Sampler[int]):

@@ -14,7 +14,8 @@ from qwen_audio_train.pipeline.batches import BatchBuilder, ClipSource, EncodedS
 from qwen_audio_train.pipeline.collate import Collator, silent_clip, silent_states
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips
 from qwen_audio_train.pipeline.measure import measure
-from qwen_audio_train.plan.steps import Budget, Plan
+from qwen_audio_train.plan.budget import Budget
+from qwen_audio_train.plan.steps import Plan
 from qwen_audio_train.prompts.render import AUDIO_TOKEN, Renderer
 from qwen_audio_train.shards.reader import ShardSet
 

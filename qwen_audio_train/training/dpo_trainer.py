@@ -1,8 +1,8 @@
 """DPO: trl's trainer, its losses and its metrics, over our batches and our forward.
 
-What is ours: the collated pairs (audio named twice, encoded once), the log-probabilities (labels-only), and the mean over
-all pairs of the step. What is trl's: every loss type, the reference, the reward metrics. What we assume of it is held in
-tests/contract/test_trl_dpo.py.
+What is ours: the collated pairs (audio named twice, encoded once), the log-probabilities (labels-only), and the mean
+over all pairs of the step. What is trl's: every loss type, the reference, the reward metrics. What we assume of it is
+held in tests/contract/test_trl_dpo.py.
 """
 
 from __future__ import annotations

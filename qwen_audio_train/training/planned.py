@@ -15,11 +15,11 @@ from transformers import Trainer
 
 from qwen_audio_train.audio.lengths import HOP_SAMPLES, SAMPLING_RATE_HZ
 from qwen_audio_train.checkpoint import publish
-from qwen_audio_train.checkpoint.position import write_position
 from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.training.callbacks.stop import GracefulStop
 from qwen_audio_train.training.throughput import Throughput
 
+POSITION_FILE = "position.json"
 SECONDS_PER_AUDIO_TOKEN = 4 * HOP_SAMPLES / SAMPLING_RATE_HZ
 
 
@@ -105,7 +105,7 @@ class PlannedTraining(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.process_index == 0:
             written = staging_root / f"checkpoint-{step}"
-            write_position(written, self.batches.position(step))
+            (written / POSITION_FILE).write_text(self.batches.position(step), encoding="utf-8")
             publish.publish(written, folder / written.name)
             publish.retain(folder, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from qwen_audio_train.checkpoint import publish
-from qwen_audio_train.checkpoint.position import resume_step
 from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError
@@ -18,7 +17,7 @@ from qwen_audio_train.tracking.run_folder import open_run_folder
 from qwen_audio_train.tracking.writer import MetricWriter
 from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
-from qwen_audio_train.training.planned import PlannedTraining
+from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
 from qwen_audio_train.training.runtime import Ranks
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def newest_checkpoint(config: StageConfig, batches: PlannedBatches) -> Path | No
         return None
     if not config.checkpoint.resume:
         raise ConfigError(f"checkpoint.resume=false, but {checkpoint} exists: choose another run.dir, or delete it")
-    batches.start_step = resume_step(checkpoint, batches.position(0))
+    batches.resume((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
     return checkpoint
 
 
@@ -97,6 +96,6 @@ def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
     counts = count_parameters(trainer.model)
     for tower, (trained, total) in counts.items():
         logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
-    logger.warning("%s", trainer.batches.plan.describe(0))
+    logger.warning("%s", describe(trainer.batches.plan))
     if checkpoint is not None:
         logger.warning("Resuming from %s", checkpoint)
