@@ -72,6 +72,8 @@ class BatchBuilder:
     collator: Collator
     seed: int = 0
     num_wordings: int = 1
+    is_preference: bool = False
+    """Whether the set holds pairs; an empty bin cannot tell."""
 
     def build(self, samples: Sequence[int], epoch: int) -> Batch:
         """Read, render and collate the samples of a bin as they are in this epoch."""
@@ -82,10 +84,9 @@ class BatchBuilder:
             [self.clips.read(clip, record.origin, seed=seed) for clip in record.clips]
             for record, seed in zip(records, seeds, strict=True)
         ]
-        pairs = [rendered for rendered in renders if isinstance(rendered, RenderedPair)]
-        if pairs:
-            return self.collator.pairs(pairs, clips)
-        return self.collator.rows([rendered for rendered in renders if isinstance(rendered, Rendered)], clips)
+        if self.is_preference:
+            return self.collator.pairs([r for r in renders if isinstance(r, RenderedPair)], clips)
+        return self.collator.rows([r for r in renders if isinstance(r, Rendered)], clips)
 
 
 class PlannedBatches(Dataset[Batch]):

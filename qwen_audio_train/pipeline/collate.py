@@ -44,13 +44,13 @@ class Collator:
     dummy: ClipInput
 
     def rows(self, renders: Sequence[Rendered], clips: Sequence[Sequence[ClipInput]]) -> Batch:
-        """One sample a row, padded on the right to the longest.
+        """One sample a row, padded on the right to the longest. No sample makes a row that asks for nothing.
 
         Returns:
             ``input_ids, attention_mask, labels`` (B, S), ``audio_source, audio_target`` (K,), and ``mels`` (N, M, F)
             with ``mel_frames`` (N,), or ``audio_states`` (N * A, D) when the clips come encoded.
         """
-        batch = self._text([(r.input_ids, r.supervised) for r in renders])
+        batch = self._text([(r.input_ids, r.supervised) for r in renders] or [self._nothing()])
         return batch | self._audio(clips, renders, self._slots(batch))
 
     def prompts(self, renders: Sequence[Rendered], clips: Sequence[Sequence[ClipInput]]) -> Batch:
@@ -67,9 +67,12 @@ class Collator:
         """
         rows = [_continue(pair.prompt, pair.chosen_ids) for pair in pairs]
         rows += [_continue(pair.prompt, pair.rejected_ids) for pair in pairs]
-        batch = self._text(rows)
+        batch = self._text(rows or [self._nothing(), self._nothing()])
         batch["completion_mask"] = (batch.pop("labels") != IGNORE).long()
         return batch | self._audio(clips, [pair.prompt for pair in pairs], self._slots(batch), copies=2)
+
+    def _nothing(self) -> tuple[IntArray, np.ndarray]:
+        return np.full(2, self.pad_id, np.int32), np.zeros(2, np.bool_)
 
     def _text(self, rows: Sequence[tuple[IntArray, np.ndarray]], *, pad_left: bool = False) -> Batch:
         longest = max(len(ids) for ids, _ in rows)

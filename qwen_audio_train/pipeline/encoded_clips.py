@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -49,9 +50,30 @@ class EncodedClips:
         return EncodedClip(self._states[first : first + count])
 
 
-def encoded_folder(cache_dir: Path, fingerprint: str) -> Path:
-    """Where states of an encoder with this fingerprint are kept."""
-    return cache_dir / "encoded" / fingerprint
+class Encoder(Protocol):
+    """What filling needs of a model (model/efficient.py has it; this part knows no models)."""
+
+    config: Any
+
+    def encode(self, mels_NMF: torch.Tensor, mel_frames_N: torch.Tensor) -> torch.Tensor:
+        """States (N, A, D) of mels (N, M, F)."""
+
+    def encoder_fingerprint(self) -> str:
+        """Identity of the encoder's weights."""
+
+
+def encode_set(model: Encoder, shards: ShardSet, cache_dir: str, *, shows_progress: bool = True) -> EncodedClips:
+    """The kept states of every clip of a set; encodes what is missing first."""
+    audio = model.config.audio_config
+    folder = Path(cache_dir) / "encoded" / model.encoder_fingerprint()
+    return fill(
+        folder,
+        shards,
+        encode=model.encode,
+        width=audio.d_model,
+        num_mel_bins=audio.num_mel_bins,
+        shows_progress=shows_progress,
+    )
 
 
 def fill(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_audio_train.audio.features import LogMel
-from qwen_audio_train.config.stages import StageConfig
+from qwen_audio_train.config.stages import DpoConfig, StageConfig
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.pipeline.batches import BatchBuilder, ClipSource, EncodedSource, MelSource, PlannedBatches
 from qwen_audio_train.pipeline.collate import Collator, silent_clip, silent_states
@@ -79,7 +79,13 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
         shards, mask_spans=config.data.mask_audio_spans, mask_span_tokens=config.data.mask_audio_span_tokens
     )
     builder = BatchBuilder(
-        shards, renderer, clips, front.collator(), seed=config.run.seed, num_wordings=config.data.num_wordings
+        shards,
+        renderer,
+        clips,
+        front.collator(),
+        seed=config.run.seed,
+        num_wordings=config.data.num_wordings,
+        is_preference=isinstance(config, DpoConfig),
     )
     batches = PlannedBatches(plan, builder, num_steps=num_steps(config, plan), rank=rank, world=world)
     batches.num_workers = config.data.num_workers

@@ -35,8 +35,9 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
         return dataset
 
     def count_items(self, batch: dict[str, torch.Tensor]) -> int:
-        """Pairs of one micro-batch."""
-        return len(batch["input_ids"]) // 2
+        """Pairs of one micro-batch (the row that stands in for an empty one has no answer)."""
+        chosen = batch["completion_mask"][: len(batch["input_ids"]) // 2]
+        return int(chosen.any(dim=1).sum())
 
     def compute_loss(
         self,

@@ -10,7 +10,8 @@ from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.model import sizes
 from qwen_audio_train.model.build import Built, save_built
 from qwen_audio_train.model.load import is_adapter, load_model, load_processor
-from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encoded_folder, fill
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set
+from qwen_audio_train.pipeline.texts import texts_of
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.training.arguments import INITIAL
 from qwen_audio_train.training.runtime import Ranks
@@ -79,16 +80,10 @@ def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClip
         return None
     note = Path(config.run.dir) / "encoded_clips.txt"
     if ranks.is_first:
-        model = load_model(source).eval()
-        folder = encoded_folder(Path(config.data.cache_dir), model.encoder_fingerprint())
-        fill(
-            folder,
-            ShardSet.open(config.data.train),
-            encode=model.encode,
-            width=model.config.audio_config.d_model,
-            num_mel_bins=model.config.audio_config.num_mel_bins,
-            shows_progress=config.tracking.progress_bar,
+        shards = ShardSet.open(config.data.train)
+        encoded = encode_set(
+            load_model(source).eval(), shards, config.data.cache_dir, shows_progress=config.tracking.progress_bar
         )
-        note.write_text(str(folder.absolute()), encoding="utf-8")
+        note.write_text(str(encoded.folder.absolute()), encoding="utf-8")
     ranks.wait()
     return EncodedClips(Path(note.read_text(encoding="utf-8")))

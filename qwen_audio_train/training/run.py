@@ -96,6 +96,13 @@ def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
     counts = count_parameters(trainer.model)
     for tower, (trained, total) in counts.items():
         logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
-    logger.warning("%s", describe(trainer.batches.plan))
+    plan = trainer.batches.plan
+    logger.warning(
+        "%s samples with %s tokens; %s steps an epoch, %s in all",
+        f"{len(plan.lengths):,}",
+        f"{int(plan.lengths.llm_tokens.sum()):,}",
+        f"{plan.steps_in_epoch(0):,}",
+        f"{trainer.batches.num_steps:,}",
+    )
     if checkpoint is not None:
         logger.warning("Resuming from %s", checkpoint)
