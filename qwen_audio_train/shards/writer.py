@@ -100,6 +100,10 @@ class ShardFile:
         """Record a sample as unusable, or raise, as the writer was told."""
         if self._on_bad == "raise":
             raise SampleError(Origin(self._dataset_name, self.path.name, key), reason)
+        self.leave_out(key, reason)
+
+    def leave_out(self, key: str, reason: str) -> None:
+        """Record a sample that is left out on purpose."""
         self.skipped.append({"key": key, "reason": reason})
 
     def publish(self) -> None:
