@@ -114,6 +114,27 @@ class RenderedPair:
     rejected_ids: IntArray
 
 
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFeatures:
+    """A clip ready for the encoder."""
+
+    mel_MF: FloatArray
+    """Log-mel of ``input_mel_frames`` frames: the valid ones and the context the convolutions see."""
+    mel_frames: int
+    """Valid frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """A clip that a frozen encoder has seen before."""
+
+    states_AD: FloatArray
+    """One row an audio token, before the projector."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """What the plan needs to know of every sample of a set: numbers only, one row a sample."""
