@@ -31,8 +31,7 @@ def conversations_of(record: PretrainRecord) -> Iterator[tuple[str, list[dict[st
     """(kind, user content, answer) of each conversation that a record gives."""
     choice = zlib.crc32(record.origin.key.encode())
     if record.task == "translate":
-        target = chat_forms.language_name(record.text_language)
-        yield "translate", [AUDIO, _text(chat_forms.translate_instruction(choice, target))], record.text
+        yield "translate", [AUDIO, _text(chat_forms.translate_instruction(choice, record.text_language))], record.text
     if record.task != "transcribe":
         return
     if record.audio_language in chat_forms.VOICE_CHAT_TEMPLATES:

@@ -26,7 +26,7 @@ from qwen_audio_train.evaluation.charts import StageCurves, loss_chart, reward_c
 from qwen_audio_train.evaluation.differences import Span, difference_spans
 from qwen_audio_train.evaluation.metrics import Unit, error_rate
 from qwen_audio_train.evaluation.report import COLUMN_TITLES, NOT_MEASURED, STAGES, Summary
-from qwen_audio_train.prompts.chat_forms import LANGUAGE_NAMES
+from qwen_audio_train.prompts.wordings import LANGUAGES
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def _clips(examples: Sequence[Example]) -> list[_Clip]:
         clips.append(
             _Clip(
                 example,
-                LANGUAGE_NAMES.get(example.language, example.language),
+                LANGUAGES.get(example.language, example.language),
                 len(example.samples) / _SAMPLE_RATE_HZ,
                 url,
                 _answers(example),

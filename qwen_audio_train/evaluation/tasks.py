@@ -1,8 +1,8 @@
 """What a model is asked on held-out clips, in the form its stage was trained on, and how the answers are scored.
 
-``completion`` is the pretraining form: the task's official prompt after the clip; the model itself names the language by
-its first token (nothing is forced). ``chat`` is ChatML: the same tasks as written instructions, the language as a
-question. Two chat questions are asked of every model, whatever its form, for the share of answers of the right form:
+``completion`` is the pretraining form: the task's official prompt after the clip; the model itself names the language
+by its first token (nothing is forced). ``chat`` is ChatML: the same tasks as written instructions, the language as
+a question. Two chat questions are asked of every model, whatever its form, for the share of answers of the right form:
 the language (audio analysis) and an audio-only turn (voice chat).
 """
 
@@ -21,7 +21,6 @@ from qwen_audio_train.evaluation.report import StageScores
 from qwen_audio_train.pipeline.batches import ClipSource
 from qwen_audio_train.prompts import chat_forms
 from qwen_audio_train.prompts.render import Renderer
-from qwen_audio_train.prompts.tasks import language_name
 from qwen_audio_train.samples import PretrainRecord
 
 _TAG = re.compile(r"^\s*<\|([a-z]{2,3})\|>")
@@ -117,11 +116,11 @@ def _rendered(record: PretrainRecord, question: Question, form: PromptForm, rend
         case Question.voice_chat:
             content: list[dict[str, str]] = [_AUDIO]
         case Question.language:
-            content = [_AUDIO, {"type": "text", "text": chat_forms.LANGUAGE_QUESTIONS[0]}]
+            content = [_AUDIO, {"type": "text", "text": chat_forms.language_question(0)}]
         case Question.transcribe:
-            content = [_AUDIO, {"type": "text", "text": chat_forms.TRANSCRIBE_INSTRUCTIONS[0]}]
+            content = [_AUDIO, {"type": "text", "text": chat_forms.transcribe_instruction(0)}]
         case Question.translate:
-            instruction = chat_forms.TRANSLATE_INSTRUCTIONS[0].format(target=language_name(record.text_language))
+            instruction = chat_forms.translate_instruction(0, record.text_language)
             content = [_AUDIO, {"type": "text", "text": instruction}]
     messages = [{"role": "user", "content": content}]
     return renderer.render_chat_prompt(messages, [clip.num_samples for clip in record.clips], record.origin)

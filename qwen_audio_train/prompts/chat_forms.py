@@ -12,31 +12,8 @@ from __future__ import annotations
 import re
 
 from qwen_audio_train.errors import ConfigError
-
-LANGUAGE_NAMES = {
-    "be": "Belarusian",
-    "bg": "Bulgarian",
-    "ca": "Catalan",
-    "cs": "Czech",
-    "da": "Danish",
-    "de": "German",
-    "el": "Greek",
-    "en": "English",
-    "es": "Spanish",
-    "fr": "French",
-    "it": "Italian",
-    "ja": "Japanese",
-    "ko": "Korean",
-    "nl": "Dutch",
-    "pl": "Polish",
-    "pt": "Portuguese",
-    "ro": "Romanian",
-    "ru": "Russian",
-    "sv": "Swedish",
-    "uk": "Ukrainian",
-    "yue": "Cantonese",
-    "zh": "Mandarin",
-}
+from qwen_audio_train.prompts.tasks import language_name
+from qwen_audio_train.prompts.wordings import LANGUAGES
 
 VOICE_CHAT_TEMPLATES = {
     "en": 'I heard: "{text}" How can I help?',
@@ -75,7 +52,7 @@ TRANSLATE_INSTRUCTIONS = (
 
 _LANGUAGE_ANSWER = "The language is {name}."
 _LANGUAGE_ANSWER_PATTERN = re.compile(r"The language is (\w+)\.")
-_CODES = {name: code for code, name in LANGUAGE_NAMES.items()}
+_CODES = {name: code for code, name in LANGUAGES.items()}
 _VOICE_CHAT_PATTERNS = {
     language: re.compile(re.escape(template).replace(re.escape("{text}"), "(.+)"))
     for language, template in VOICE_CHAT_TEMPLATES.items()
@@ -112,14 +89,6 @@ def parse_language_answer(answer: str) -> str | None:
     """The code of the language that an answer names; None where the answer is not of the form or names none we know."""
     match = _LANGUAGE_ANSWER_PATTERN.fullmatch(answer.strip())
     return _CODES.get(match[1]) if match else None
-
-
-def language_name(language: str) -> str:
-    if language not in LANGUAGE_NAMES:
-        raise ConfigError(
-            f"chat data: no English name for language '{language}': add it to LANGUAGE_NAMES in prompts/chat_forms.py"
-        )
-    return LANGUAGE_NAMES[language]
 
 
 def language_question(choice: int) -> str:

@@ -41,6 +41,8 @@ LANGUAGES: Final[dict[str, str]] = {
     "th": "Thai",
     "vi": "Vietnamese",
     "ca": "Catalan",
+    "be": "Belarusian",
+    "bg": "Bulgarian",
 }
 
 WORDINGS: Final[dict[str, tuple[str, ...]]] = {

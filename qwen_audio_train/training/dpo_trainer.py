@@ -26,6 +26,7 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
     item_name = "pairs"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pairs_of_metrics: list[int] = []
         super().__init__(*args, train_dataset=Dataset.from_list([PLACEHOLDER_ROW]), **kwargs)
         for model in (self.model, self.ref_model):
             if model is not None:
@@ -47,16 +48,57 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """trl's mean over this micro-batch's pairs, turned into its share of the step's mean."""
-        mean = super().compute_loss(model, inputs, return_outputs=False)
+        num_pairs = self.count_items(inputs)
+        self._pairs_of_metrics.append(num_pairs)
+        everyone, self.accelerator = self.accelerator, _Alone(self.accelerator)
+        try:
+            mean = super().compute_loss(model, inputs, return_outputs=False)
+        finally:
+            self.accelerator = everyone
         return pair_mean_share(
             mean,
-            num_pairs=self.count_items(inputs),
+            num_pairs=num_pairs,
             num_pairs_in_step=num_items_in_batch,
             num_ranks=self.args.world_size,
         )
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """trl's metrics as means over pairs: of all micro-batches since the last line, on all ranks."""
+        gathered = self._metrics["train"]
+        gathered.pop("num_tokens", None)  # counts this rank only; tokens_per_second counts all
+        names = sorted(gathered)
+        weights = torch.tensor(self._pairs_of_metrics, dtype=torch.float64)
+        sums = [float((torch.tensor(gathered[name], dtype=torch.float64) * weights).sum()) for name in names]
+        totals = torch.tensor([*sums, float(weights.sum())], dtype=torch.float64)
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals.to(self.args.device), reduction="sum").cpu()
+        for name, total in zip(names, totals[:-1].tolist(), strict=True):
+            gathered[name] = [total / max(float(totals[-1]), 1.0)]
+        self._pairs_of_metrics.clear()
+        super().log(logs, start_time)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Cards are written at export, where there is something to say."""
+
+
+class _Alone:
+    """An accelerator that gathers nothing.
+
+    trl gathers each metric of each micro-batch, ten collectives that need equally many pairs on every rank; token
+    budgets give each rank its own number, and ``log`` sums once instead.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: Any) -> Any:
+        return tensor
+
+    def gather_for_metrics(self, tensor: Any) -> Any:
+        return tensor
 
 
 def _answer_by_own_forward(model: Any) -> None:

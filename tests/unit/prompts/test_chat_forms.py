@@ -4,6 +4,7 @@ import pytest
 
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.prompts import chat_forms
+from qwen_audio_train.prompts.wordings import LANGUAGES
 
 TEXTS = ["hello", 'he said "no" (twice)', "«oui» : non ?", "\\d+ {text} $1 .*", "5"]
 
@@ -33,7 +34,7 @@ def test_voice_chat_refuses_what_it_could_not_read_back(language: str, text: str
         chat_forms.voice_chat_answer(language, text)
 
 
-@pytest.mark.parametrize("language", chat_forms.LANGUAGE_NAMES)
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_language_answers_read_back(language: str) -> None:
     assert chat_forms.parse_language_answer(chat_forms.language_answer(language)) == language
 
