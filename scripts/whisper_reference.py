@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Whisper's own error rate on a set's transcribed clips, by its own decoder: what to hold our numbers against.
+
+python scripts/whisper_reference.py --set data/asterisk_pretrain_test --output runs/quickstart/evaluation/whisper_base
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from qwen_audio_train.evaluation.metrics import Unit, error_rate_by_language
+from qwen_audio_train.model.whisper import WHISPER_BASE_ID, load_whisper_full
+from qwen_audio_train.samples import PretrainRecord
+from qwen_audio_train.shards.reader import ShardSet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--set", type=Path, required=True, help="shard set with transcribe records")
+    parser.add_argument("--output", type=Path, required=True, help="folder for scores.json and predictions.jsonl")
+    parser.add_argument("--whisper", default=WHISPER_BASE_ID, help="hub id or folder")
+    parser.add_argument("--clips-at-once", type=int, default=8)
+    args = parser.parse_args()
+
+    shards = ShardSet.open(args.set)
+    records = [r for i in range(len(shards)) if isinstance(r := shards.record(i), PretrainRecord)]
+    # Like languages together, because the language is forced; long clips first.
+    spoken = sorted(
+        (r for r in records if r.task == "transcribe"), key=lambda r: (r.audio_language, -r.clips[0].num_samples)
+    )
+    whisper = load_whisper_full(args.whisper)
+    answers: list[str] = []
+    with tqdm(total=len(spoken), desc="Whisper-base", unit="clip") as bar:
+        while len(answers) < len(spoken):
+            language = spoken[len(answers)].audio_language
+            group = [r for r in spoken[len(answers) :] if r.audio_language == language][: args.clips_at_once]
+            waveforms = [shards.read_clip(r.clips[0], r.origin) for r in group]
+            answers += whisper.transcribe(waveforms, language)
+            bar.update(len(group))
+
+    references, languages = [r.text for r in spoken], [r.audio_language for r in spoken]
+    cer = error_rate_by_language(references, answers, languages, Unit.characters)
+    wer = error_rate_by_language(references, answers, languages, Unit.words)
+    scores = {"cer": {name: rate.rate for name, rate in cer.items()}, "wer_en": wer["en"].rate if "en" in wer else None}
+    args.output.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"key": r.origin.key, "audio_language": r.audio_language, "reference": r.text, "answer": answer}
+        for r, answer in zip(spoken, answers, strict=True)
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (args.output / "predictions.jsonl").write_text(text, encoding="utf-8")
+    (args.output / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(scores))
+
+
+if __name__ == "__main__":
+    main()
