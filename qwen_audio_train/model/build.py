@@ -187,7 +187,7 @@ def _grow_vocabulary(causal_lm: PreTrainedModel, num_known_tokens: int, num_toke
     table, old_head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
     num_rows = max(num_tokens, table.weight.shape[0])
     embeddings_VD = _with_new_rows(table.weight.data, num_known_tokens, num_tokens, num_rows)
-    # Qwen2-Audio's head is untied. A language model's tied table is copied, so that both start equal and part in training.
+    # Qwen2-Audio's head is untied: a tied table is copied, so that both start equal and part in training.
     is_tied = old_head.weight is table.weight
     head_VD = (
         embeddings_VD.clone()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils._http import get_session
 
 from qwen_audio_train.errors import CheckpointError
 
@@ -61,7 +61,8 @@ def _hub_answers(source: str) -> bool:
     address = f"{constants.ENDPOINT}/{source}/resolve/main/config.json"
     try:
         answer = get_session().head(address, timeout=_PROBE_TIMEOUT_SECONDS, follow_redirects=True)
-    except Exception as error:  # noqa: BLE001 - which HTTP library the hub's client uses is its own affair
+    except Exception as error:
+        # Any: which HTTP library the hub's client raises from changes between its versions.
         logger.info("the model hub cannot be reached: %s", error)
         return False
     # 401 and 403 are answers too: a gated model, about which from_pretrained has more to say.

