@@ -162,8 +162,8 @@ def load_built(
     dtype: torch.dtype = torch.float32,
 ) -> Built:
     """A Qwen2-Audio checkpoint (a folder or a hub id) and its processor, with the sinusoid table frozen again."""
-    model = hub.load_pretrained(model_class.from_pretrained, str(source), use_safetensors=True, dtype=dtype)
-    return freeze_positions(model.eval()), hub.load_pretrained(AutoProcessor.from_pretrained, str(source))
+    model = hub.load_model(model_class.from_pretrained, str(source), dtype=dtype)
+    return freeze_positions(model), hub.load_pretrained(AutoProcessor.from_pretrained, str(source))
 
 
 def _check_front_end(whisper: WhisperParts) -> None:

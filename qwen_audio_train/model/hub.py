@@ -51,6 +51,18 @@ def load_pretrained(load: Callable[..., Loaded], source: str, **options: Any) ->
         raise CheckpointError(f"'{source}' could not be loaded (safetensors only, no remote code): {error}") from error
 
 
+def load_model(load: Callable[..., Any], source: str, **options: Any) -> Any:
+    """``load_pretrained`` for weights: safetensors only, and every weight of the model must be there.
+
+    Stock loading starts a missing weight at random and warns, which is easily overlooked.
+    """
+    model, report = load_pretrained(load, source, use_safetensors=True, output_loading_info=True, **options)
+    missing = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if missing:
+        raise CheckpointError(f"'{source}' lacks {len(missing)} of the model's weights, for instance '{missing[0]}'.")
+    return model.eval()
+
+
 def _is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 

