@@ -9,13 +9,12 @@ Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,8 @@ class Record:
     source: str
     split: str
     license: str
+    extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """Metadata fields that the contract does not know, kept as they are (a prompt id, a judge's score)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,27 @@ class RenderedPair:
     """Ends with the generation prompt; nothing in it is supervised."""
     chosen_ids: IntArray
     rejected_ids: IntArray
+
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFeatures:
+    """A clip ready for the encoder."""
+
+    mel_MF: FloatArray
+    """Log-mel of ``input_mel_frames`` frames: the valid ones and the context the convolutions see."""
+    mel_frames: int
+    """Valid frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """A clip that a frozen encoder has seen before."""
+
+    states_AD: FloatArray
+    """One row an audio token, before the projector."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Pure tensor maths, and the only place where a loss is normalised."""

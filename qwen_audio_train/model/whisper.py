@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 WHISPER_BASE_ID = "openai/whisper-base"
 _ENCODER_PREFIX = "model.encoder."
-_PROMPT_TOKENS = 4
-"""Start, language, task, no time stamps."""
 
 StateDict = dict[str, torch.Tensor]
 Waveform = npt.NDArray[np.float32]
@@ -74,7 +72,8 @@ class WhisperTranscriber:
             return_timestamps=False,
             do_sample=False,
             num_beams=1,
-            max_length=_PROMPT_TOKENS + max_new_tokens,
+            # Whisper's generate adds the prompt except its first token; max_new_tokens would draw a warning a call.
+            max_length=max_new_tokens + 1,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 

@@ -1,0 +1,108 @@
+"""Encoded bytes -> float32 mono at 16 kHz, and back to FLAC for writers.
+
+An allow-list of containers, each named by the caller and checked against what the bytes really are: a decoder is never
+chosen by the data alone. Everything wrong with the bytes is a ``ValueError``; the reader of a shard, who knows where
+the bytes came from, turns it into a ``SampleError``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ
+
+Samples = npt.NDArray[np.float32]
+
+CONTAINERS = {
+    "flac": frozenset({"FLAC"}),
+    "wav": frozenset({"WAV", "WAVEX"}),
+    "mp3": frozenset({"MP3", "MPEG"}),
+    "ogg": frozenset({"OGG"}),
+    "opus": frozenset({"OGG"}),
+}
+"""Encodings that may be decoded, and the names libsndfile gives their containers."""
+
+MAX_DECODED_SECONDS = 600.0
+"""Far above the 30 s a clip may last in training, far below what exhausts memory: a small file can decode to hours."""
+MAX_CHANNELS = 8
+MAX_SAMPLING_RATE_HZ = 192_000
+READ_SECONDS = 10
+
+
+def decode_audio(data: bytes, encoding: str, *, max_seconds: float = MAX_DECODED_SECONDS) -> Samples:
+    """Decode to float32 mono at 16 kHz, shape (num_samples,); channels are averaged, other rates resampled (soxr HQ).
+
+    Raises:
+        ValueError: encoding not allowed, bytes of another container, damaged or cut bytes, not-finite values, or more
+            than ``max_seconds`` of audio.
+    """
+    if encoding not in CONTAINERS:
+        raise ValueError(f"encoding '{encoding}' is not one of {', '.join(CONTAINERS)}")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_container(file, encoding)
+            mono = _read_mono(file, max_seconds)
+            rate_hz = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{len(data)} bytes do not decode as {encoding}: {error}") from error
+    if not np.isfinite(mono).all():
+        raise ValueError("decoded audio holds values that are not finite")
+    if rate_hz == SAMPLING_RATE_HZ:
+        return mono
+    return np.asarray(soxr.resample(mono, rate_hz, SAMPLING_RATE_HZ, quality="HQ"), dtype=np.float32)
+
+
+def encode_flac(samples: npt.NDArray[np.floating]) -> bytes:
+    """16 kHz mono FLAC of 16 bits; ``samples`` of shape (num_samples,) in [-1, 1), louder values are clipped.
+
+    Decoding the result and encoding it again gives the same bytes.
+    """
+    if samples.ndim != 1 or samples.size == 0:
+        raise ValueError(f"samples of shape {samples.shape}; expected (num_samples,) with at least one")
+    if not np.isfinite(samples).all():
+        raise ValueError("samples hold values that are not finite")
+    pcm = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm, SAMPLING_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _check_container(file: soundfile.SoundFile, encoding: str) -> None:
+    if file.format not in CONTAINERS[encoding]:
+        raise ValueError(f"bytes named {encoding} are {file.format}")
+    if file.channels > MAX_CHANNELS:
+        raise ValueError(f"{file.channels} channels; at most {MAX_CHANNELS}")
+    if not 0 < file.samplerate <= MAX_SAMPLING_RATE_HZ:
+        raise ValueError(f"sampling rate {file.samplerate} Hz; at most {MAX_SAMPLING_RATE_HZ} Hz")
+
+
+def _read_mono(file: soundfile.SoundFile, max_seconds: float) -> Samples:
+    limit = int(max_seconds * file.samplerate)
+    blocks: list[Samples] = []
+    num_read = 0
+    for block in _blocks(file):
+        num_read += len(block)
+        if num_read > limit:
+            raise ValueError(f"more than {max_seconds:g} s of audio")
+        blocks.append(block)
+    # A FLAC states its length up front; when fewer samples come out, its end was cut off.
+    if file.format == "FLAC" and num_read != file.frames:
+        raise ValueError(f"cut short: {num_read} of {file.frames} samples decoded")
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[Samples]:
+    # Block by block, so that a header that lies about its length cannot make us allocate it.
+    block_length = READ_SECONDS * file.samplerate
+    while True:
+        block = file.read(block_length, dtype="float32", always_2d=True)
+        if len(block):
+            yield block[:, 0] if file.channels == 1 else block.mean(axis=1, dtype=np.float32)
+        if len(block) < block_length:
+            return

@@ -1,0 +1,119 @@
+"""Hydra in, frozen dataclasses out: the only place where a DictConfig lives."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, PretrainConfig, SftConfig
+from qwen_audio_train.config.validate import problems_of
+from qwen_audio_train.errors import ConfigError, QwenAudioTrainError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+SCHEMAS: dict[str, type[Any]] = {
+    "pretrain": PretrainConfig,
+    "sft": SftConfig,
+    "dpo": DpoConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportRecipeConfig,
+}
+Config = TypeVar("Config")
+
+
+def register_schemas() -> None:
+    """Make each recipe's dataclass known to Hydra, so that unknown keys and wrong types fail at composition."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=_writable(OmegaConf.structured(schema)))
+
+
+def _writable(node: DictConfig) -> DictConfig:
+    """Lift the read-only flag that frozen dataclasses bring along, so that composition may fill values in."""
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _writable(child)
+    return node
+
+
+def typed(raw: DictConfig, schema: type[Config]) -> Config:
+    """Composed config -> frozen dataclass, checked.
+
+    Raises:
+        ConfigError: with every problem found, before anything is downloaded or loaded.
+    """
+    try:
+        config = OmegaConf.to_object(raw)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(config, schema)
+    problems = problems_of(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def compose(name: str, overrides: list[str]) -> Any:
+    """A recipe's typed and checked configuration without its command line (tests, tools)."""
+    register_schemas()
+    with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+        raw = hydra.compose(config_name=name, overrides=overrides)
+    return typed(raw, SCHEMAS[name])
+
+
+def to_yaml(config: object) -> str:
+    """The whole configuration as YAML, as the run folder keeps it."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def to_plain(config: object) -> dict[str, Any]:
+    """The whole configuration as nested dictionaries of plain values (for trackers)."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def from_yaml(path: Path) -> dict[str, Any]:
+    """A run's saved configuration as plain values."""
+    loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def recipe(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
+    """Turn ``main(config)`` into a command line: Hydra overrides in, one typed config, errors as plain sentences.
+
+    Exit codes: 0 done; 2 a mistake in the configuration; 1 anything else that a user can mend; 130 stopped by Ctrl-C.
+    """
+
+    def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
+        register_schemas()
+
+        @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=name)
+        @functools.wraps(main)
+        def hydra_main(raw: DictConfig) -> None:
+            try:
+                main(typed(raw, SCHEMAS[name]))
+            except ConfigError as error:
+                sys.stderr.write(f"The configuration has {len(error.problems)} problem(s):\n{error}\n")
+                sys.exit(2)
+            except QwenAudioTrainError as error:
+                sys.stderr.write(f"{type(error).__name__}: {error}\n")
+                sys.exit(1)
+            except KeyboardInterrupt:
+                sys.stderr.write("Stopped. The same command again goes on from the last checkpoint.\n")
+                sys.exit(130)
+
+        return hydra_main
+
+    return decorate

@@ -1,0 +1,55 @@
+"""What model a run starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class ModelSize(Enum):
+    """Every size is built by the same code (model/sizes.py); names equal values so that Hydra can match them."""
+
+    tiny = "tiny"
+    demo = "demo"
+    small = "small"
+    qwen2_audio_7b = "qwen2_audio_7b"
+    qwen2_audio_7b_from_parts = "qwen2_audio_7b_from_parts"
+
+
+class Precision(Enum):
+    """Dtype that weights are held in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass(frozen=True)
+class DemoLanguageModelConfig:
+    """The small causal LM of ``model=demo``, trained from scratch beside a real Whisper encoder."""
+
+    hidden_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 4
+    intermediate_size: int = 768
+    vocab_size: int = 400
+    """Entries of the byte-level BPE that is trained on the transcripts of ``data.train``, specials not counted."""
+    attention_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and from where."""
+
+    size: ModelSize = ModelSize.tiny
+    start_from: str | None = None
+    """Folder of a previous stage (a full model or a LoRA adapter), or a hub id. Takes precedence over ``size``."""
+    whisper: str = "openai/whisper-base"
+    """Hub id or folder of the Whisper whose encoder is taken."""
+    llm: str = "smollm2-135m-instruct"
+    """Hub id, folder, or the name of a packaged model, for sizes that take a pretrained LM."""
+    languages: list[str] = field(default_factory=lambda: ["en", "zh", "yue", "ja", "ko", "de", "es", "fr", "it", "ru"])
+    """Languages whose tags a newly built tokenizer gets."""
+    demo_lm: DemoLanguageModelConfig = field(default_factory=DemoLanguageModelConfig)
+    precision: Precision = Precision.float32
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""

@@ -1,0 +1,21 @@
+"""The optimiser and its schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine decay."""
+
+    learning_rate: float = 1e-4
+    """Peak."""
+    final_learning_rate_ratio: float = 0.1
+    """Last learning rate as a share of the peak."""
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    max_grad_norm: float = 1.0

@@ -1,0 +1,18 @@
+"""The preference objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Handed to trl's DPOTrainer as they are. The Qwen2-Audio report discloses none of these."""
+
+    beta: float = 0.1
+    loss_types: list[str] = field(default_factory=lambda: ["sigmoid"])
+    """Any of trl's (sigmoid, ipo, hinge, ...); several are summed with ``loss_weights``."""
+    loss_weights: list[float] = field(default_factory=list)
+    """One a loss type; empty means all 1."""
+    label_smoothing: float = 0.0
+    disable_dropout: bool = True

@@ -1,0 +1,28 @@
+"""Where and how a run computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Device(Enum):
+    """``auto``: CUDA where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Devices and sharding. The launcher (python, torchrun, accelerate, srun) decides how many processes."""
+
+    device: Device = Device.auto
+    deepspeed: str | None = None
+    """A DeepSpeed JSON (``configs/deepspeed/zero2.json`` ...); none means plain DDP or a single process."""
+    autocast_bfloat16: bool = False
+    """Compute in bf16 over fp32 weights."""
+    num_threads: int = 0
+    """CPU threads a process; 0 keeps torch's default."""
+    deterministic: bool = True
+    """Ask torch for deterministic kernels (warns where there is none)."""

@@ -1,0 +1,177 @@
+"""Every cross-field rule of a configuration; all problems at once, each with its remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen_audio_train.config.adapter import AdapterKind
+from qwen_audio_train.config.data import DataConfig
+from qwen_audio_train.config.evaluation import EvaluationConfig
+from qwen_audio_train.config.export import ExportConfig
+from qwen_audio_train.config.optim import OptimConfig
+from qwen_audio_train.config.preference import PreferenceConfig
+from qwen_audio_train.config.run import RunConfig
+from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, SftConfig, StageConfig
+
+FRAMES_OF_LONGEST_CLIP = 1500
+
+
+def problems_of(config: object) -> list[str]:
+    """Human-readable problems of any recipe's configuration; empty when it can run."""
+    if isinstance(config, StageConfig):
+        return list(_stage(config))
+    if isinstance(config, EvaluateConfig):
+        return list(_evaluation(config.evaluation, has_model=config.model.start_from is not None))
+    if isinstance(config, ExportRecipeConfig):
+        return list(_export(config.export))
+    raise TypeError(f"no rules for {type(config).__name__}")
+
+
+def _stage(config: StageConfig) -> Iterator[str]:
+    yield from _run(config.run)
+    yield from _data(config.data)
+    yield from _optim(config.optim)
+    yield from _model(config)
+    yield from _batching(config)
+    if isinstance(config, DpoConfig):
+        yield from _preference(config.preference)
+    if config.runtime.deepspeed is not None:
+        yield from _deepspeed(Path(config.runtime.deepspeed))
+
+
+def _run(run: RunConfig) -> Iterator[str]:
+    if not run.dir:
+        yield "run.dir is empty: say where the run's files go, for instance run.dir=runs/my_run"
+    if (run.max_steps is None) == (run.epochs is None):
+        yield f"run.max_steps={run.max_steps} and run.epochs={run.epochs}: set exactly one of them"
+    for name, value in (("max_steps", run.max_steps), ("epochs", run.epochs)):
+        if value is not None and value <= 0:
+            yield f"run.{name}={value} must be above 0"
+
+
+def _data(data: DataConfig) -> Iterator[str]:
+    yield from _shard_set("data.train", data.train, required=True)
+    if data.num_workers < 0:
+        yield f"data.num_workers={data.num_workers} must be 0 or more"
+    if data.num_wordings < 1:
+        yield f"data.num_wordings={data.num_wordings} must be at least 1 (the official wording)"
+    if data.mask_audio_spans and not data.encode_once:
+        yield (
+            f"data.mask_audio_spans={data.mask_audio_spans} masks encoded clips: it needs data.encode_once=true "
+            "(SpecAugment on mels comes with the data engine)"
+        )
+
+
+def _model(config: StageConfig) -> Iterator[str]:
+    trainable, lora = config.trainable, config.adapter.kind is AdapterKind.lora
+    if not (trainable.encoder or trainable.projector or trainable.llm):
+        yield "trainable: nothing trains; turn on at least one of trainable.encoder, trainable.projector, trainable.llm"
+    if lora and not (trainable.encoder or trainable.llm):
+        yield "adapter.kind=lora has no place: turn on trainable.llm or trainable.encoder, or set adapter=none"
+    if lora and config.adapter.rank < 1:
+        yield f"adapter.rank={config.adapter.rank} must be at least 1"
+    if config.data.encode_once and trainable.encoder:
+        yield "data.encode_once=true needs a frozen encoder: set trainable.encoder=false"
+    if isinstance(config, SftConfig | DpoConfig) and config.model.start_from is None:
+        yield (
+            "model.start_from is not set: this stage goes on from the previous one, for instance "
+            "model.start_from=runs/pretrain/final (or a hub id such as Qwen/Qwen2-Audio-7B)"
+        )
+    if config.model.start_from is not None:
+        yield from _local_model("model.start_from", config.model.start_from)
+
+
+def _local_model(name: str, source: str) -> Iterator[str]:
+    """A path that looks local must hold a model; anything shaped like ``owner/name`` may be a hub id."""
+    path = Path(source)
+    looks_like_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~", "runs/"))
+    if path.is_dir():
+        if not (path / "config.json").exists() and not (path / "adapter_config.json").exists():
+            yield f"{name}={source} holds neither config.json nor adapter_config.json: is the stage before finished?"
+    elif not looks_like_hub_id:
+        yield f"{name}={source} does not exist: run the stage before first, or mend the path"
+
+
+def _batching(config: StageConfig) -> Iterator[str]:
+    batching = config.batching
+    if batching.bins_per_step < 1:
+        yield f"batching.bins_per_step={batching.bins_per_step} must be at least 1"
+    if batching.encoder_frames_per_bin < FRAMES_OF_LONGEST_CLIP:
+        yield (
+            f"batching.encoder_frames_per_bin={batching.encoder_frames_per_bin} cannot hold one 30 s clip "
+            f"({FRAMES_OF_LONGEST_CLIP} frames): raise it"
+        )
+    for name in ("llm_tokens_per_bin", "window_samples"):
+        if getattr(batching, name) < 1:
+            yield f"batching.{name}={getattr(batching, name)} must be at least 1"
+
+
+def _optim(optim: OptimConfig) -> Iterator[str]:
+    if optim.learning_rate <= 0:
+        yield f"optim.learning_rate={optim.learning_rate} must be above 0"
+    if not 0 <= optim.final_learning_rate_ratio <= 1:
+        yield f"optim.final_learning_rate_ratio={optim.final_learning_rate_ratio} must lie in [0, 1]"
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optim, name) < 1:
+            yield f"optim.{name}={getattr(optim, name)} must lie in [0, 1)"
+    if optim.warmup_steps < 0:
+        yield f"optim.warmup_steps={optim.warmup_steps} must be 0 or more"
+
+
+def _preference(preference: PreferenceConfig) -> Iterator[str]:
+    if preference.beta <= 0:
+        yield f"preference.beta={preference.beta} must be above 0"
+    if not preference.loss_types:
+        yield "preference.loss_types is empty: name at least one, for instance preference.loss_types=[sigmoid]"
+    if preference.loss_weights and len(preference.loss_weights) != len(preference.loss_types):
+        yield (
+            f"preference.loss_weights has {len(preference.loss_weights)} entries for "
+            f"{len(preference.loss_types)} loss types: give one each, or none"
+        )
+
+
+def _deepspeed(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        yield f"runtime.deepspeed={path} does not exist: see configs/deepspeed/"
+        return
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        yield f"runtime.deepspeed={path} is not JSON: {error}"
+        return
+    if "zero_optimization" not in settings:
+        yield f"runtime.deepspeed={path} has no 'zero_optimization' section"
+
+
+def _evaluation(evaluation: EvaluationConfig, *, has_model: bool) -> Iterator[str]:
+    if not has_model:
+        yield "model.start_from is not set: say which model folder to score"
+    if not evaluation.output:
+        yield "evaluation.output is empty: say where scores and predictions go"
+    yield from _shard_set("evaluation.pretrain_set", evaluation.pretrain_set, required=not evaluation.preference_set)
+    yield from _shard_set("evaluation.preference_set", evaluation.preference_set, required=False)
+    if evaluation.preference_set and not evaluation.reference:
+        yield "evaluation.preference_set needs evaluation.reference: the model folder that rewards are measured against"
+    if evaluation.limit is not None and evaluation.limit < 1:
+        yield f"evaluation.limit={evaluation.limit} must be at least 1, or null for all"
+
+
+def _export(export: ExportConfig) -> Iterator[str]:
+    if not export.stage:
+        yield "export.stage is empty: name the stage's final folder, for instance export.stage=runs/dpo/final"
+    else:
+        yield from _local_model("export.stage", export.stage)
+    if not export.output:
+        yield "export.output is empty: say where the export goes"
+    yield from _shard_set("export.verify_set", export.verify_set, required=True)
+
+
+def _shard_set(name: str, path: str, *, required: bool) -> Iterator[str]:
+    if not path:
+        if required:
+            yield f"{name} is empty: name a shard set's folder (data_prep/README.md says how to make one)"
+        return
+    if not (Path(path) / "dataset.json").is_file():
+        yield f"{name}={path} is not a shard set: it has no dataset.json (data_prep/README.md says how to make one)"

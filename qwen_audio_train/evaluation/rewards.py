@@ -1,0 +1,67 @@
+"""Implicit DPO rewards on held-out pairs: does the policy prefer the better answer more than its reference does?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from qwen_audio_train.model.efficient import EfficientQwen2Audio
+from qwen_audio_train.pipeline.batches import BatchBuilder
+from qwen_audio_train.pipeline.collate import IGNORE
+
+PAIRS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PairRewards:
+    """beta * (log pi - log pi_ref) of both answers of each pair."""
+
+    chosen: tuple[float, ...]
+    rejected: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pairs whose chosen answer has the higher reward; equal rewards count as wrong."""
+        return sum(c > r for c, r in zip(self.chosen, self.rejected, strict=True)) / len(self.chosen)
+
+    @property
+    def margin(self) -> float:
+        """Mean of chosen minus rejected."""
+        return sum(c - r for c, r in zip(self.chosen, self.rejected, strict=True)) / len(self.chosen)
+
+
+@torch.no_grad()
+def pair_rewards(
+    policy: EfficientQwen2Audio,
+    reference: EfficientQwen2Audio,
+    builder: BatchBuilder,
+    samples: Sequence[int],
+    *,
+    beta: float,
+) -> PairRewards:
+    """Score pairs under both models.
+
+    Args:
+        builder: of a preference set; both models hear the same batches.
+        samples: numbers of the pairs in the set.
+    """
+    chosen: list[float] = []
+    rejected: list[float] = []
+    for start in tqdm(range(0, len(samples), PAIRS_AT_ONCE), desc="rewards", unit="batch", leave=False):
+        batch = builder.build(samples[start : start + PAIRS_AT_ONCE], epoch=0)
+        batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
+        labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, IGNORE)
+        ratios = _log_probs(policy, batch, labels) - _log_probs(reference, batch, labels)
+        halves = (beta * ratios).chunk(2)
+        chosen += halves[0].tolist()
+        rejected += halves[1].tolist()
+    return PairRewards(tuple(chosen), tuple(rejected))
+
+
+def _log_probs(model: EfficientQwen2Audio, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    scores = model(**batch, labels=labels)
+    log_probs: torch.Tensor = scores.log_probs.sum(dim=1)
+    return log_probs

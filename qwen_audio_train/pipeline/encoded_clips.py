@@ -1,0 +1,157 @@
+"""Outputs of a frozen encoder, computed once a clip and kept on disk in full fp32, so that nothing changes by it.
+
+Keyed by the encoder's weights and each clip's checksum: a changed encoder starts another folder, a clip that several
+samples or sets share is encoded once. A 3 s clip of a 512-wide encoder takes 150 kB.
+
+    <cache_dir>/encoded/<encoder fingerprint>/states.f32    rows of D float32 values, clip after clip
+                                              index.json    {"width": D, "clips": {sha256: [first row, rows]}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from qwen_audio_train.audio import lengths
+from qwen_audio_train.audio.features import LogMel
+from qwen_audio_train.pipeline.collate import stack_mels
+from qwen_audio_train.samples import Clip, ClipFeatures, EncodedClip, Origin
+from qwen_audio_train.shards.reader import ShardSet
+
+FRAMES_AT_ONCE = 6000
+"""20 ms encoder frames of one run of the encoder while filling."""
+
+Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class EncodedClips:
+    """Reads the kept encoder states of clips."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self.width = int(index["width"])
+        self._rows: dict[str, list[int]] = index["clips"]
+        self._states = np.memmap(folder / "states.f32", np.float32, "r").reshape(-1, self.width)
+
+    def __contains__(self, clip: Clip) -> bool:
+        return clip.sha256 in self._rows
+
+    def read(self, clip: Clip) -> EncodedClip:
+        """Encoder states (A, D) of a clip, without a copy."""
+        first, count = self._rows[clip.sha256]
+        return EncodedClip(self._states[first : first + count])
+
+
+class Encoder(Protocol):
+    """What filling needs of a model (model/efficient.py has it; this part knows no models)."""
+
+    config: Any
+
+    def encode(self, mels_NMF: torch.Tensor, mel_frames_N: torch.Tensor) -> torch.Tensor:
+        """States (N, A, D) of mels (N, M, F)."""
+
+    def encoder_fingerprint(self) -> str:
+        """Identity of the encoder's weights."""
+
+
+def encode_set(model: Encoder, shards: ShardSet, cache_dir: str, *, shows_progress: bool = True) -> EncodedClips:
+    """The kept states of every clip of a set; encodes what is missing first."""
+    audio = model.config.audio_config
+    folder = Path(cache_dir) / "encoded" / model.encoder_fingerprint()
+    return fill(
+        folder,
+        shards,
+        encode=model.encode,
+        width=audio.d_model,
+        num_mel_bins=audio.num_mel_bins,
+        shows_progress=shows_progress,
+    )
+
+
+def fill(
+    folder: Path, shards: ShardSet, *, encode: Encode, width: int, num_mel_bins: int, shows_progress: bool
+) -> EncodedClips:
+    """Encode the clips of a set that the folder does not hold yet. One process at a time may do this.
+
+    Args:
+        encode: (mels (N, M, F), mel_frames (N,)) -> states (N, A, D).
+
+    Interrupted work is kept: states are appended first and named in the index after.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index_path, states_path = folder / "index.json", folder / "states.f32"
+    index = {"width": width, "clips": {}}
+    if index_path.exists():
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+    known = index["clips"]
+    missing = _missing(shards, known)
+    num_rows = sum(count for _, count in known.values())
+    with states_path.open("r+b" if states_path.exists() else "w+b") as file:
+        file.truncate(num_rows * width * 4)  # rows that no index names were cut off by an interruption
+        file.seek(0, os.SEEK_END)
+        bar = tqdm(total=len(missing), desc=f"Encoding {shards.name}", unit="clip", disable=not shows_progress)
+        try:
+            for group in _groups(missing):
+                for clip, states in zip(group, _encode(group, shards, encode, num_mel_bins), strict=True):
+                    file.write(states.tobytes())
+                    known[clip[0].sha256] = [num_rows, len(states)]
+                    num_rows += len(states)
+                bar.update(len(group))
+        finally:
+            bar.close()
+            file.flush()
+            os.fsync(file.fileno())
+            _write_index(index_path, index)
+    return EncodedClips(folder)
+
+
+def _missing(shards: ShardSet, known: dict[str, list[int]]) -> list[tuple[Clip, Origin]]:
+    """Clips to encode, each once, longest first: the slowest group comes first and like lengths stand together."""
+    found: dict[str, tuple[Clip, Origin]] = {}
+    for i in range(len(shards)):
+        record = shards.record(i)
+        for clip in record.clips:
+            if clip.sha256 not in known:
+                found.setdefault(clip.sha256, (clip, record.origin))
+    return sorted(found.values(), key=lambda item: (-item[0].num_samples, item[0].sha256))
+
+
+def _groups(clips: list[tuple[Clip, Origin]]) -> Iterator[list[tuple[Clip, Origin]]]:
+    group: list[tuple[Clip, Origin]] = []
+    for clip in clips:
+        longest = lengths.encoder_frames(lengths.mel_frames((group or [clip])[0][0].num_samples))
+        if group and longest * (len(group) + 1) > FRAMES_AT_ONCE:
+            yield group
+            group = []
+        group.append(clip)
+    if group:
+        yield group
+
+
+def _encode(
+    group: list[tuple[Clip, Origin]], shards: ShardSet, encode: Encode, num_mel_bins: int
+) -> Iterator[np.ndarray]:
+    log_mel = LogMel(num_mel_bins)
+    features = [
+        ClipFeatures(log_mel(shards.read_clip(clip, origin)), lengths.mel_frames(clip.num_samples))
+        for clip, origin in group
+    ]
+    mels, mel_frames = stack_mels(features)
+    with torch.no_grad():
+        states_NAD = encode(mels, mel_frames).float().cpu().numpy()
+    for (clip, _), states_AD in zip(group, states_NAD, strict=True):
+        yield states_AD[: lengths.audio_tokens(clip.num_samples)]
+
+
+def _write_index(path: Path, index: dict[str, object]) -> None:
+    staged = path.with_suffix(".tmp")
+    staged.write_text(json.dumps(index), encoding="utf-8")
+    os.replace(staged, path)

@@ -1,0 +1,134 @@
+"""``dataset.json``: what a set holds, beside its shards. A pure function of the shards, so it can always be rebuilt."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ
+from qwen_audio_train.errors import ShardError
+from qwen_audio_train.shards.contract import (
+    CONTRACT_VERSION,
+    DATASET_FILE,
+    SHARD_NAME_PATTERN,
+    SKIPPED_FILE,
+)
+from qwen_audio_train.shards.files import json_bytes, sha256_of_file, write_file
+from qwen_audio_train.shards.index import build_index, index_path, open_index
+from qwen_audio_train.shards.metadata import parse_metadata
+
+MAX_DESCRIPTION_BYTES = 64 << 20
+
+
+def describe_set(
+    directory: Path, name: str, *, recipe: Mapping[str, Any] | None = None, reindex: bool = False
+) -> dict[str, Any]:
+    """Write ``dataset.json`` over all tars of ``directory`` and return its content.
+
+    Args:
+        recipe: what the set was prepared from, kept so that a second run can see that nothing is left to do.
+        reindex: scan every tar anew instead of trusting the indexes that are there.
+
+    Raises:
+        ShardError: no tar, a tar that breaks the contract, a key in two shards, or samples of several splits.
+    """
+    tar_paths = sorted(directory.glob("*.tar"))
+    if not tar_paths:
+        raise ShardError(f"'{directory}' holds no tar; nothing to describe")
+    tallies: dict[str, Counter[str]] = {field: Counter() for field in ("split", "source", "license", "task")}
+    seconds_by_language: Counter[str] = Counter()
+    shards = [_describe_shard(path, reindex, tallies, seconds_by_language) for path in tar_paths]
+    _check_keys([open_index(path).samples["key_hash"] for path in tar_paths], directory)
+    if len(tallies["split"]) != 1:
+        raise ShardError(f"'{directory}' mixes splits {sorted(tallies['split'])}; a set has one")
+    description = {
+        "contract_version": CONTRACT_VERSION,
+        "name": name,
+        "split": next(iter(tallies["split"])),
+        "num_samples": sum(shard["num_samples"] for shard in shards),
+        "num_clips": sum(shard["num_clips"] for shard in shards),
+        "seconds": round(sum(shard["seconds"] for shard in shards), 3),
+        "seconds_by_language": {key: round(value, 3) for key, value in seconds_by_language.items()},
+        "samples_by_task": dict(tallies["task"]),
+        "samples_by_license": dict(tallies["license"]),
+        "samples_by_source": dict(tallies["source"]),
+        "num_skipped": _num_skipped(directory),
+        "recipe": dict(recipe) if recipe is not None else None,
+        "shards": shards,
+    }
+    write_file(directory / DATASET_FILE, json_bytes(description, indent=2) + b"\n")
+    return description
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The content of a ``dataset.json``, its fields checked as far as reading depends on them.
+
+    Raises:
+        ShardError: missing, not readable, of another contract version, or naming shards outside its folder.
+    """
+    try:
+        if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+            raise ShardError(f"'{path}' is over {MAX_DESCRIPTION_BYTES} bytes; rebuild it")
+        description = json.loads(path.read_bytes())
+        version, shards = description["contract_version"], description["shards"]
+        texts = [description["name"], description["split"], *(shard["file"] for shard in shards)]
+        sound = shards and all(isinstance(text, str) for text in texts)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        remedy = "prepare the set, or describe its tars with scripts/check_shards.py --reindex"
+        raise ShardError(
+            f"'{path}' is no readable set description ({type(error).__name__}: {error}); {remedy}"
+        ) from error
+    if version != CONTRACT_VERSION:
+        raise ShardError(
+            f"'{path}' is of contract version {version}, this is {CONTRACT_VERSION}; prepare the set again"
+        )
+    illegal = [shard["file"] for shard in shards if not SHARD_NAME_PATTERN.fullmatch(str(shard["file"]))]
+    if illegal or not sound:
+        raise ShardError(f"'{path}' names illegal shards {illegal[:3]}; shards lie beside it and end in .tar")
+    return dict(description)
+
+
+def _describe_shard(
+    tar_path: Path, reindex: bool, tallies: Mapping[str, Counter[str]], seconds_by_language: Counter[str]
+) -> dict[str, Any]:
+    if not SHARD_NAME_PATTERN.fullmatch(tar_path.name):
+        raise ShardError(f"'{tar_path}': illegal shard name; letters, digits and _ . + - only")
+    index = build_index(tar_path) if reindex or not index_path(tar_path).exists() else open_index(tar_path)
+    for metadata in _metadata_of(tar_path):
+        for field, tally in tallies.items():
+            tally.update([metadata[field]] if field in metadata else [])
+        if "audio_language" in metadata:
+            num_samples = sum(clip["num_samples"] for clip in metadata["clips"])
+            seconds_by_language[metadata["audio_language"]] += num_samples / SAMPLING_RATE_HZ  # type: ignore[assignment]
+    return {
+        "file": tar_path.name,
+        "bytes": tar_path.stat().st_size,
+        "sha256": sha256_of_file(tar_path),
+        "num_samples": len(index.samples),
+        "num_clips": len(index.clips),
+        "seconds": round(int(index.clips["num_samples"].sum(dtype=np.int64)) / SAMPLING_RATE_HZ, 3),
+    }
+
+
+def _metadata_of(tar_path: Path) -> Iterator[dict[str, Any]]:
+    samples = open_index(tar_path).samples
+    with tar_path.open("rb") as file:
+        for row in samples:
+            file.seek(int(row["json_offset"]))
+            yield parse_metadata(file.read(int(row["json_bytes"])))
+
+
+def _check_keys(hashes: Sequence[np.ndarray[Any, Any]], directory: Path) -> None:
+    all_hashes = np.concatenate(hashes)
+    if len(np.unique(all_hashes)) < len(all_hashes):
+        raise ShardError(f"'{directory}' has a key in more than one shard; keys are unique within a set")
+
+
+def _num_skipped(directory: Path) -> int:
+    path = directory / SKIPPED_FILE
+    return len(path.read_bytes().splitlines()) if path.exists() else 0

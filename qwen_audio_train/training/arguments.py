@@ -1,0 +1,67 @@
+"""Our configuration -> the keyword arguments of transformers' TrainingArguments (and trl's DPOConfig)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qwen_audio_train.config.preference import PreferenceConfig
+from qwen_audio_train.config.stages import StageConfig
+from qwen_audio_train.training.runtime import Ranks
+
+CHECKPOINTS = "checkpoints"
+FINAL = "final"
+INITIAL = "initial"
+
+
+def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> dict[str, Any]:
+    """Arguments that every stage shares. What they leave at its default, the library decides.
+
+    Our plan owns the order of samples and our checkpoint part owns where things are saved, so skipping, shuffling,
+    rotation and reporting are switched off here.
+    """
+    optim = config.optim
+    return {
+        "output_dir": str(Path(config.run.dir) / CHECKPOINTS),
+        "max_steps": num_steps,
+        "per_device_train_batch_size": 1,  # one bin; its size is a token budget
+        "gradient_accumulation_steps": config.batching.bins_per_step // ranks.world,
+        "learning_rate": optim.learning_rate,
+        "warmup_steps": optim.warmup_steps,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": optim.final_learning_rate_ratio},
+        "weight_decay": optim.weight_decay,
+        "adam_beta1": optim.beta1,
+        "adam_beta2": optim.beta2,
+        "adam_epsilon": optim.epsilon,
+        "max_grad_norm": optim.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": config.runtime.autocast_bfloat16,
+        "deepspeed": config.runtime.deepspeed,
+        "use_cpu": ranks.uses_cpu,
+        "ddp_backend": None if ranks.world == 1 else "gloo" if ranks.uses_cpu else "nccl",
+        "seed": config.run.seed,
+        "logging_steps": config.tracking.log_every_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": config.checkpoint.every_steps,
+        "save_total_limit": None,
+        "ignore_data_skip": True,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "report_to": [],
+    }
+
+
+def preference_arguments(preference: PreferenceConfig) -> dict[str, Any]:
+    """What trl's DPOConfig has beyond TrainingArguments."""
+    return {
+        "beta": preference.beta,
+        "loss_type": list(preference.loss_types),
+        "loss_weights": list(preference.loss_weights) or None,
+        "label_smoothing": preference.label_smoothing,
+        "disable_dropout": preference.disable_dropout,
+        "max_length": None,  # nothing is ever cut
+        "gradient_checkpointing": False,  # trl's default is on; model.gradient_checkpointing decides
+    }

@@ -1,0 +1,108 @@
+"""DPO: trl's trainer, its losses and its metrics, over our batches and our forward.
+
+What is ours: the collated pairs (audio named twice, encoded once), the log-probabilities (labels-only), and the mean
+over all pairs of the step. What is trl's: every loss type, the reference, the reward metrics. What we assume of it is
+held in tests/contract/test_trl_dpo.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import DPOTrainer
+
+from qwen_audio_train.losses.reduction import pair_mean_share
+from qwen_audio_train.training.planned import PlannedTraining
+
+# trl insists on a datasets.Dataset and looks at its first row; the plan delivers the real pairs.
+PLACEHOLDER_ROW = {"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0]}
+
+
+class AudioDPOTrainer(PlannedTraining, DPOTrainer):
+    """(x, y_w, y_l) with audio in x, against a frozen reference (a second model, or the base under a LoRA)."""
+
+    item_name = "pairs"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pairs_of_metrics: list[int] = []
+        super().__init__(*args, train_dataset=Dataset.from_list([PLACEHOLDER_ROW]), **kwargs)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                _answer_by_own_forward(model)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def count_items(self, batch: dict[str, torch.Tensor]) -> int:
+        """Pairs of one micro-batch (the row that stands in for an empty one has no answer)."""
+        chosen = batch["completion_mask"][: len(batch["input_ids"]) // 2]
+        return int(chosen.any(dim=1).sum())
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """trl's mean over this micro-batch's pairs, turned into its share of the step's mean."""
+        num_pairs = self.count_items(inputs)
+        self._pairs_of_metrics.append(num_pairs)
+        everyone, self.accelerator = self.accelerator, _Alone(self.accelerator)
+        try:
+            mean = super().compute_loss(model, inputs, return_outputs=False)
+        finally:
+            self.accelerator = everyone
+        return pair_mean_share(
+            mean,
+            num_pairs=num_pairs,
+            num_pairs_in_step=num_items_in_batch,
+            num_ranks=self.args.world_size,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """trl's metrics as means over pairs: of all micro-batches since the last line, on all ranks."""
+        gathered = self._metrics["train"]
+        gathered.pop("num_tokens", None)  # counts this rank only; tokens_per_second counts all
+        names = sorted(gathered)
+        weights = torch.tensor(self._pairs_of_metrics, dtype=torch.float64)
+        sums = [float((torch.tensor(gathered[name], dtype=torch.float64) * weights).sum()) for name in names]
+        totals = torch.tensor([*sums, float(weights.sum())], dtype=torch.float64)
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals.to(self.args.device), reduction="sum").cpu()
+        for name, total in zip(names, totals[:-1].tolist(), strict=True):
+            gathered[name] = [total / max(float(totals[-1]), 1.0)]
+        self._pairs_of_metrics.clear()
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Cards are written at export, where there is something to say."""
+
+
+class _Alone:
+    """An accelerator that gathers nothing.
+
+    trl gathers each metric of each micro-batch, ten collectives that need equally many pairs on every rank; token
+    budgets give each rank its own number, and ``log`` sums once instead.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, tensor: Any) -> Any:
+        return tensor
+
+    def gather_for_metrics(self, tensor: Any) -> Any:
+        return tensor
+
+
+def _answer_by_own_forward(model: Any) -> None:
+    """Take trl's fused head off: our class answers ``fused_lm_head=True`` itself, projecting labels only."""
+    for module in model.modules():
+        if "forward" in module.__dict__ and hasattr(module, "embed") and hasattr(module, "score"):
+            del module.__dict__["forward"]

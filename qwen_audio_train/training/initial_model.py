@@ -1,0 +1,89 @@
+"""The folder a stage starts from: the previous stage's, a hub id, or a fresh model built from parts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from qwen_audio_train.config.model import DemoLanguageModelConfig, ModelConfig, ModelSize
+from qwen_audio_train.config.stages import StageConfig
+from qwen_audio_train.model import sizes
+from qwen_audio_train.model.build import Built, save_built
+from qwen_audio_train.model.load import is_adapter, load_model, load_processor
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set
+from qwen_audio_train.pipeline.texts import texts_of
+from qwen_audio_train.shards.reader import ShardSet
+from qwen_audio_train.training.arguments import INITIAL
+from qwen_audio_train.training.runtime import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+def initial_model(config: StageConfig, ranks: Ranks) -> str:
+    """Folder or hub id of the model that training starts from.
+
+    What has to be made first (a model from parts, an adapter merged into its base) is made once, by the first rank, in
+    ``<run.dir>/initial``: before TrainingArguments exist, because ZeRO-3 partitions every model that is built after.
+    """
+    source = config.model.start_from
+    if source is None and config.model.size is ModelSize.qwen2_audio_7b:
+        return sizes.RELEASED_ID
+    if source is not None and not is_adapter(source):
+        return source
+    folder = Path(config.run.dir) / INITIAL
+    if ranks.is_first and not (folder / "config.json").exists():
+        if source is not None:
+            logger.info("Merging the adapter %s into its base", source)
+            save_built(load_model(source), load_processor(source), folder)
+        else:
+            logger.info("Building %s from parts", config.model.size.value)
+            model, processor = build(config.model, config.data.train, seed=config.run.seed)
+            save_built(model, processor, folder)
+    ranks.wait()
+    return str(folder)
+
+
+def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
+    """A fresh model of one of the sizes, and its processor."""
+    match model.size:
+        case ModelSize.tiny:
+            return sizes.build_tiny(seed=seed, languages=model.languages)
+        case ModelSize.demo:
+            return sizes.build_demo(
+                texts_of(ShardSet.open(train_set)),
+                language_model=_new_language_model(model.demo_lm),
+                whisper=model.whisper,
+                seed=seed,
+                languages=model.languages,
+            )
+        case _:
+            return sizes.build_pretrained(
+                whisper=model.whisper, language_model=model.llm, seed=seed, languages=model.languages
+            )
+
+
+def _new_language_model(demo_lm: DemoLanguageModelConfig) -> sizes.NewLanguageModel:
+    return sizes.NewLanguageModel(
+        hidden_size=demo_lm.hidden_size,
+        num_layers=demo_lm.num_layers,
+        num_heads=demo_lm.num_heads,
+        num_key_value_heads=demo_lm.num_heads,
+        intermediate_size=demo_lm.intermediate_size,
+        vocab_size=demo_lm.vocab_size,
+        dropout=demo_lm.attention_dropout,
+    )
+
+
+def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClips | None:
+    """Outputs of the frozen encoder for all training clips; the first rank encodes what is missing."""
+    if not config.data.encode_once:
+        return None
+    note = Path(config.run.dir) / "encoded_clips.txt"
+    if ranks.is_first:
+        shards = ShardSet.open(config.data.train)
+        encoded = encode_set(
+            load_model(source).eval(), shards, config.data.cache_dir, shows_progress=config.tracking.progress_bar
+        )
+        note.write_text(str(encoded.folder.absolute()), encoding="utf-8")
+    ranks.wait()
+    return EncodedClips(Path(note.read_text(encoding="utf-8")))

@@ -1,0 +1,108 @@
+"""Start a trainer where its run stands, and leave its result whole."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from qwen_audio_train.checkpoint import publish
+from qwen_audio_train.config.load import to_plain
+from qwen_audio_train.config.stages import StageConfig
+from qwen_audio_train.errors import ConfigError
+from qwen_audio_train.model.trainable import count_parameters
+from qwen_audio_train.pipeline.batches import PlannedBatches
+from qwen_audio_train.tracking.run_folder import open_run_folder
+from qwen_audio_train.tracking.writer import MetricWriter
+from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
+from qwen_audio_train.training.callbacks.progress import Progress
+from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
+from qwen_audio_train.training.runtime import Ranks
+
+logger = logging.getLogger(__name__)
+
+
+def is_finished(config: StageConfig) -> bool:
+    """Whether this run has its result already; says so."""
+    final = Path(config.run.dir) / FINAL
+    if (final / publish.MANIFEST).is_file():
+        logger.warning("%s is finished: %s exists. Choose another run.dir to train again", config.run.dir, final)
+        return True
+    return False
+
+
+def open_run(config: StageConfig, ranks: Ranks) -> None:
+    """Make the run's folder and write down what is run with what."""
+    if ranks.is_first:
+        open_run_folder(Path(config.run.dir), config)
+    ranks.wait()
+
+
+def newest_checkpoint(config: StageConfig, batches: PlannedBatches) -> Path | None:
+    """The checkpoint to resume from, or None; tells the batches where to start.
+
+    Raises:
+        CheckpointError: the run's newest whole checkpoint followed another plan.
+        ConfigError: ``checkpoint.resume=false`` and the folder holds checkpoints.
+    """
+    checkpoint = publish.newest_whole(Path(config.run.dir) / CHECKPOINTS)
+    if checkpoint is None:
+        return None
+    if not config.checkpoint.resume:
+        raise ConfigError(f"checkpoint.resume=false, but {checkpoint} exists: choose another run.dir, or delete it")
+    batches.resume((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
+    return checkpoint
+
+
+def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title: str) -> None:
+    """Train from where the run stands to its last step.
+
+    Raises:
+        KeyboardInterrupt: a signal asked to stop; a checkpoint was saved.
+    """
+    checkpoint = newest_checkpoint(config, trainer.batches)
+    run_dir = Path(config.run.dir)
+    writer = None
+    if ranks.is_first:
+        _announce(trainer, checkpoint)
+        start_step = trainer.batches.start_step
+        writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
+    trainer.add_callback(Progress(title, writer, shows_bar=config.tracking.progress_bar))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    if writer is not None:
+        writer.close()
+    if trainer.state.global_step < trainer.batches.num_steps:
+        raise KeyboardInterrupt
+
+
+def save_final(trainer: PlannedTraining, processor: Any, config: StageConfig, ranks: Ranks) -> Path:
+    """Publish the stage's result, whole, as ``<run.dir>/final``: what the next stage and export start from."""
+    final = Path(config.run.dir) / FINAL
+    staged = final.with_name(f".{FINAL}.inprogress")
+    if ranks.is_first and staged.exists():
+        shutil.rmtree(staged)
+    ranks.wait()
+    trainer.save_model(str(staged))
+    if ranks.is_first:
+        processor.save_pretrained(staged)
+        publish.publish(staged, final)
+        logger.warning("Done: %s", final)
+    ranks.wait()
+    return final
+
+
+def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
+    counts = count_parameters(trainer.model)
+    for tower, (trained, total) in counts.items():
+        logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
+    plan = trainer.batches.plan
+    logger.warning(
+        "%s samples with %s tokens; %s steps an epoch, %s in all",
+        f"{len(plan.lengths):,}",
+        f"{int(plan.lengths.llm_tokens.sum()):,}",
+        f"{plan.steps_in_epoch(0):,}",
+        f"{trainer.batches.num_steps:,}",
+    )
+    if checkpoint is not None:
+        logger.warning("Resuming from %s", checkpoint)

@@ -1,0 +1,100 @@
+"""Processes and devices: joins the ranks, seeds, and says which rank this is."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import transformers
+
+from qwen_audio_train.config.runtime import Device, RuntimeConfig
+from qwen_audio_train.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among all of the run's."""
+
+    rank: int
+    world: int
+    uses_cpu: bool
+
+    @property
+    def is_first(self) -> bool:
+        """The rank that writes and talks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def start(runtime: RuntimeConfig, *, seed: int) -> Ranks:
+    """Join the process group that the launcher (torchrun, accelerate, srun) described, and seed everything.
+
+    Must come before TrainingArguments and the model: DeepSpeed on CPU falls back to a world of one otherwise.
+    """
+    uses_cpu = runtime.device is Device.cpu or not torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if runtime.num_threads:
+        torch.set_num_threads(runtime.num_threads)
+    if not uses_cpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "gloo" if uses_cpu else "nccl"
+    if runtime.deepspeed is not None:
+        _start_deepspeed(backend, uses_cpu=uses_cpu)
+    elif world > 1 and not dist.is_initialized():
+        dist.init_process_group(backend)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    _seed(seed, deterministic=runtime.deterministic)
+    _quiet_other_ranks(rank)
+    return Ranks(rank=rank, world=world, uses_cpu=uses_cpu)
+
+
+def stop() -> None:
+    """Leave the process group, so that no rank ends while another still talks to it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def check_world(world: int, bins_per_step: int) -> None:
+    """A step's bins must divide among the ranks, or the number of ranks would change what a step is."""
+    if bins_per_step % world:
+        legal = [n for n in range(1, bins_per_step + 1) if bins_per_step % n == 0]
+        raise ConfigError(
+            f"batching.bins_per_step={bins_per_step} cannot be shared by {world} processes: "
+            f"start one of {legal} processes, or choose a multiple of {world}"
+        )
+
+
+def _start_deepspeed(backend: str, *, uses_cpu: bool) -> None:
+    # A single process without a launcher is a world of one.
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "29511")
+    if uses_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed  # noqa: PLC0415 - takes seconds to import; only sharded runs pay for it
+
+    if uses_cpu:
+        # Its shared-memory collective is compiled at first use (about 40 s and a compiler); gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def _seed(seed: int, *, deterministic: bool) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _quiet_other_ranks(rank: int) -> None:
+    if rank:
+        transformers.logging.set_verbosity_error()

@@ -1,0 +1,58 @@
+"""Stage 3, direct preference optimisation over (x, y_w, y_l) against the frozen model the stage starts from.
+
+python recipes/dpo.py experiment=quickstart/dpo
+accelerate launch --num_processes 8 recipes/dpo.py run.dir=runs/dpo model.start_from=runs/sft/final ...
+"""
+
+from __future__ import annotations
+
+from trl import DPOConfig
+
+from qwen_audio_train.config.load import recipe
+from qwen_audio_train.config.stages import DpoConfig as DpoRecipeConfig
+from qwen_audio_train.model.load import load_model, load_processor
+from qwen_audio_train.model.trainable import choose_trainable, lora_config
+from qwen_audio_train.pipeline.stage import Front, stage_batches
+from qwen_audio_train.training import run, runtime
+from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
+from qwen_audio_train.training.dpo_trainer import AudioDPOTrainer
+from qwen_audio_train.training.initial_model import encoded_clips, initial_model
+
+
+@recipe("dpo")
+def main(config: DpoRecipeConfig) -> None:
+    if run.is_finished(config):
+        return
+    ranks = runtime.start(config.runtime, seed=config.run.seed)
+    runtime.check_world(ranks.world, config.batching.bins_per_step)
+    run.open_run(config, ranks)
+
+    source = initial_model(config, ranks)
+    processor = load_processor(source)
+    front = Front.of(processor, encoded_clips(config, source, ranks))
+    batches = stage_batches(config, front, rank=ranks.rank, world=ranks.world)
+
+    arguments = DPOConfig(
+        **trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps), **preference_arguments(config.preference)
+    )
+    model = load_model(source, config.model)
+    choose_trainable(model, config.trainable)
+    lora = lora_config(config.adapter, config.trainable)
+    # Under a LoRA the reference is the same model with its adapter switched off.
+    reference = load_model(source, config.model).requires_grad_(False) if lora is None else None
+    trainer = AudioDPOTrainer(
+        model=model,
+        ref_model=reference,
+        peft_config=lora,
+        args=arguments,
+        processing_class=processor.tokenizer,
+        batches=batches,
+        keep_checkpoints=config.checkpoint.keep_last,
+    )
+    run.train(trainer, config, ranks, title="dpo")
+    run.save_final(trainer, processor, config, ranks)
+    runtime.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Small things that many tests build: tiny stock models, clips, batches. Random weights, seconds on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioForConditionalGeneration, Qwen2Config
+
+from qwen_audio_train.audio import lengths
+
+AUDIO_ID = 255
+VOCAB = 256
+
+
+def tiny_config(num_mel_bins: int = 80, attn: str = "sdpa") -> Qwen2AudioConfig:
+    """An encoder of 30 s positions and a language model, both 32 wide with two layers."""
+    config = Qwen2AudioConfig(
+        audio_config=Qwen2AudioEncoderConfig(
+            d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, num_mel_bins=num_mel_bins
+        ).to_dict(),
+        text_config=Qwen2Config(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=VOCAB,
+        ).to_dict(),
+        audio_token_index=AUDIO_ID,
+    )
+    config._attn_implementation = attn
+    return config
+
+
+def stock_model(seed: int = 0) -> Qwen2AudioForConditionalGeneration:
+    """Stock transformers, fp32, random weights that are large enough to matter."""
+    torch.manual_seed(seed)
+    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.model.audio_tower.embed_positions.requires_grad_(False)
+    return model
+
+
+def noise_clip(num_samples: int, seed: int = 0) -> np.ndarray:
+    """A clip of coloured noise, float32 mono 16 kHz."""
+    generator = np.random.default_rng(seed + num_samples)
+    return (0.1 * generator.standard_normal(num_samples)).astype(np.float32)
+
+
+def audio_slots(num_samples: int) -> list[int]:
+    """The ids that stand for a clip of this length."""
+    return [AUDIO_ID] * lengths.audio_tokens(num_samples)

@@ -1,0 +1,117 @@
+"""The licence of the fast path: in fp32 it equals stock transformers on the same weights and clips."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperFeatureExtractor
+
+from qwen_audio_train.audio import lengths
+from qwen_audio_train.model.efficient import EfficientQwen2Audio
+from qwen_audio_train.pipeline.collate import Collator, silent_clip
+from qwen_audio_train.samples import ClipFeatures, Rendered
+from tests import builders
+
+# 0.03 s to 30 s; odd and even mel frames, odd and even encoder frames, off the hop by one.
+CLIP_SAMPLES = [481, 642, 800, 961, 16_000, 16_159, 33_333, 47_999, 160_001, 479_999, 480_000]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A stock model and the efficient one with the same weights."""
+    stock = builders.stock_model().train()
+    efficient = EfficientQwen2Audio(copy.deepcopy(stock.config))
+    efficient.load_state_dict(stock.state_dict())
+    return stock, efficient.train()
+
+
+def render(clip_samples: list[int], seed: int) -> Rendered:
+    """Random text around the clips' slots, the second half of the text supervised."""
+    generator = np.random.default_rng(seed)
+    ids: list[int] = generator.integers(0, 200, 3).tolist()
+    for num_samples in clip_samples:
+        ids += builders.audio_slots(num_samples) + generator.integers(0, 200, 2).tolist()
+    answer = generator.integers(0, 200, 4 + seed % 5).tolist()
+    supervised = [False] * len(ids) + [True] * len(answer)
+    return Rendered(
+        np.array(ids + answer, np.int32),
+        np.array(supervised),
+        tuple(lengths.audio_tokens(num_samples) for num_samples in clip_samples),
+    )
+
+
+def stock_scores(stock, rendered: Rendered, clips: list[np.ndarray]):
+    """Log-probabilities of one sample by stock transformers: 30 s padding, full logits."""
+    inputs = {}
+    if clips:
+        extractor = WhisperFeatureExtractor(feature_size=80)
+        features = extractor(
+            clips, sampling_rate=16_000, return_attention_mask=True, padding="max_length", return_tensors="pt"
+        )
+        inputs = {"input_features": features.input_features, "feature_attention_mask": features.attention_mask}
+    ids = torch.tensor(rendered.input_ids).long()[None]
+    logits = stock(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs).logits
+    log_probs = logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    return log_probs[torch.tensor(rendered.supervised[1:])]
+
+
+def efficient_scores(efficient, renders, clips):
+    from qwen_audio_train.audio.features import LogMel
+
+    batch = Collator(0, builders.AUDIO_ID, silent_clip(80)).rows(
+        renders, [[ClipFeatures(LogMel(80)(c), lengths.mel_frames(len(c))) for c in sample] for sample in clips]
+    )
+    return efficient(**batch).log_probs, batch
+
+
+def check(pair, clip_samples_of_rows: list[list[int]]) -> dict[str, float]:
+    stock, efficient = pair
+    renders = [render(samples, seed) for seed, samples in enumerate(clip_samples_of_rows)]
+    clips = [[builders.noise_clip(n, seed) for n in row] for seed, row in enumerate(clip_samples_of_rows)]
+    stock.zero_grad()
+    efficient.zero_grad()
+    expected = [stock_scores(stock, r, c) for r, c in zip(renders, clips, strict=True)]
+    num_tokens = sum(len(e) for e in expected)
+    stock_loss = -sum(e.sum() for e in expected) / num_tokens
+    stock_loss.backward()
+    scores, batch = efficient_scores(efficient, renders, clips)
+    loss = -scores.sum() / num_tokens
+    loss.backward()
+    labelled = batch["labels"][:, 1:] != -100
+    got = [row[mask] for row, mask in zip(scores, labelled, strict=True)]
+    log_prob_difference = max(float((g - e).abs().max()) for g, e in zip(got, expected, strict=True))
+    gradient_difference = 0.0
+    for (name, a), (_, b) in zip(stock.named_parameters(), efficient.named_parameters(), strict=True):
+        if not a.requires_grad:
+            continue
+        a_grad = torch.zeros_like(a) if a.grad is None else a.grad
+        b_grad = torch.zeros_like(b) if b.grad is None else b.grad
+        # The key projection of the encoder has no bias, so no gradient is identically zero by symmetry.
+        scale = max(float(a_grad.abs().max()), 1e-4)
+        difference = float((a_grad - b_grad).abs().max()) / scale
+        assert difference < 2e-4, f"gradient of {name} differs by {difference:.2e} of its largest value"
+        gradient_difference = max(gradient_difference, difference)
+    assert abs(float(loss) - float(stock_loss)) < 1e-5
+    assert log_prob_difference < 1e-4
+    return {"log_probs": log_prob_difference, "gradients": gradient_difference}
+
+
+@pytest.mark.parametrize("num_samples", CLIP_SAMPLES)
+def test_one_clip_equals_stock(pair, num_samples):
+    check(pair, [[num_samples]])
+
+
+def test_mixed_batch_equals_stock_one_by_one(pair):
+    check(pair, [[961], [], [33_333, 642], [47_999], [16_159]])
+
+
+def test_text_only_batch_equals_stock_and_still_calls_the_encoder(pair):
+    _, efficient = pair
+    calls = []
+    handle = efficient.model.audio_tower.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    check(pair, [[], []])
+    handle.remove()
+    assert calls, "a batch without audio must make the same module calls as one with audio (ZeRO-3 would hang)"
