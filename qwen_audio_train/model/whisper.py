@@ -72,8 +72,8 @@ class WhisperTranscriber:
             return_timestamps=False,
             do_sample=False,
             num_beams=1,
-            # Whisper's generate adds the prompt except its first token; max_new_tokens would draw a warning a call.
-            max_length=max_new_tokens + 1,
+            # Whisper's generate adds the prompt's length itself; max_new_tokens would draw a warning a call.
+            max_length=max_new_tokens,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
