@@ -162,8 +162,8 @@ def load_built(
     dtype: torch.dtype = torch.float32,
 ) -> Built:
     """A Qwen2-Audio checkpoint (a folder or a hub id) and its processor, with the sinusoid table frozen again."""
-    model = hub.load_pretrained(model_class.from_pretrained, str(source), use_safetensors=True, dtype=dtype)
-    return freeze_positions(model.eval()), hub.load_pretrained(AutoProcessor.from_pretrained, str(source))
+    model = hub.load_model(model_class.from_pretrained, str(source), dtype=dtype)
+    return freeze_positions(model), hub.load_pretrained(AutoProcessor.from_pretrained, str(source))
 
 
 def _check_front_end(whisper: WhisperParts) -> None:
@@ -187,7 +187,7 @@ def _grow_vocabulary(causal_lm: PreTrainedModel, num_known_tokens: int, num_toke
     table, old_head = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
     num_rows = max(num_tokens, table.weight.shape[0])
     embeddings_VD = _with_new_rows(table.weight.data, num_known_tokens, num_tokens, num_rows)
-    # Qwen2-Audio's head is untied. A language model's tied table is copied, so that both start equal and part in training.
+    # Qwen2-Audio's head is untied: a tied table is copied, so that both start equal and part in training.
     is_tied = old_head.weight is table.weight
     head_VD = (
         embeddings_VD.clone()

@@ -30,7 +30,7 @@ class ByteCursor:
     def error(self, what: str) -> CheckpointError:
         """An error that names file and position, to be raised by the caller."""
         return CheckpointError(
-            f"Weight file '{self._path}' is damaged or not what it claims to be: {what} (at byte {self.position_bytes}). "
+            f"Weight file '{self._path}' is damaged or of another kind: {what} (at byte {self.position_bytes}). "
             "Delete it and fetch it again."
         )
 

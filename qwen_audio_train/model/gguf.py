@@ -32,6 +32,8 @@ _LEAST_ENTRY_BYTES = 13
 
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
+_TensorHeader = tuple[str, list[int], int, int]
+"""Name, shape, format id, offset in bytes from the start of the tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ def read_gguf(path: Path) -> GgufFile:
     if not path.stat().st_size:
         raise CheckpointError(f"'{path}' is empty.")
     content = np.memmap(path, dtype=np.uint8, mode="r")
-    cursor = ByteCursor(memoryview(content), path)
+    cursor = ByteCursor(content.data, path)
     if bytes(cursor.take(4, "magic")) != b"GGUF":
         raise cursor.error("it does not start with 'GGUF'")
     version = cursor.unsigned(4, "version")
@@ -75,7 +77,7 @@ def read_gguf(path: Path) -> GgufFile:
     if not isinstance(alignment_bytes, int) or not 1 <= alignment_bytes <= MAX_ALIGNMENT_BYTES:
         raise cursor.error(f"general.alignment is {alignment_bytes!r}")
     start_bytes = -(-cursor.position_bytes // alignment_bytes) * alignment_bytes
-    tensors = {name: _tensor(cursor, name, *where, start_bytes) for name, *where in headers}
+    tensors = {header[0]: _tensor(cursor, header, start_bytes) for header in headers}
     if len(tensors) != num_tensors:
         raise cursor.error("a tensor name comes twice")
     return GgufFile(metadata, tensors)
@@ -95,7 +97,7 @@ def _value(cursor: ByteCursor, type_id: int, key: str, depth: int) -> Any:
     return cursor.scalar(_SCALAR_CODES[type_id], f"value of '{key}'")
 
 
-def _tensor_header(cursor: ByteCursor) -> tuple[str, list[int], int, int]:
+def _tensor_header(cursor: ByteCursor) -> _TensorHeader:
     name = cursor.text(8, "tensor name")
     rank = cursor.unsigned(4, f"rank of '{name}'")
     if rank > MAX_RANK:
@@ -105,9 +107,8 @@ def _tensor_header(cursor: ByteCursor) -> tuple[str, list[int], int, int]:
     return name, shape, cursor.unsigned(4, f"format of '{name}'"), cursor.unsigned(8, f"offset of '{name}'")
 
 
-def _tensor(  # noqa: PLR0913, PLR0917 - a header's fields
-    cursor: ByteCursor, name: str, shape: list[int], format_id: int, offset_bytes: int, start_bytes: int
-) -> torch.Tensor:
+def _tensor(cursor: ByteCursor, header: _TensorHeader, start_bytes: int) -> torch.Tensor:
+    name, shape, format_id, offset_bytes = header
     if format_id not in _FORMATS:
         raise cursor.error(f"'{name}' uses tensor format {format_id}; read are F32, F16, Q4_0, Q4_1, Q8_0")
     layout = _FORMATS[format_id]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils._http import get_session
 
 from qwen_audio_train.errors import CheckpointError
 
@@ -51,6 +51,18 @@ def load_pretrained(load: Callable[..., Loaded], source: str, **options: Any) ->
         raise CheckpointError(f"'{source}' could not be loaded (safetensors only, no remote code): {error}") from error
 
 
+def load_model(load: Callable[..., Any], source: str, **options: Any) -> Any:
+    """``load_pretrained`` for weights: safetensors only, and every weight of the model must be there.
+
+    Stock loading starts a missing weight at random and warns, which is easily overlooked.
+    """
+    model, report = load_pretrained(load, source, use_safetensors=True, output_loading_info=True, **options)
+    missing = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if missing:
+        raise CheckpointError(f"'{source}' lacks {len(missing)} of the model's weights, for instance '{missing[0]}'.")
+    return model.eval()
+
+
 def _is_hub_id(source: str) -> bool:
     return source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
@@ -61,7 +73,8 @@ def _hub_answers(source: str) -> bool:
     address = f"{constants.ENDPOINT}/{source}/resolve/main/config.json"
     try:
         answer = get_session().head(address, timeout=_PROBE_TIMEOUT_SECONDS, follow_redirects=True)
-    except Exception as error:  # noqa: BLE001 - which HTTP library the hub's client uses is its own affair
+    except Exception as error:
+        # Any: which HTTP library the hub's client raises from changes between its versions.
         logger.info("the model hub cannot be reached: %s", error)
         return False
     # 401 and 403 are answers too: a gated model, about which from_pretrained has more to say.

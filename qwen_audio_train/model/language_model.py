@@ -34,8 +34,8 @@ def load_causal_lm(
     if source == SMOLLM2_NAME:
         causal_lm, tokenizer = load_llama_gguf(fetch(SMOLLM2_135M_INSTRUCT, cache_dir) / "model.gguf")
         return LanguageModelParts(causal_lm.to(dtype), tokenizer)
-    causal_lm = hub.load_pretrained(AutoModelForCausalLM.from_pretrained, source, use_safetensors=True, dtype=dtype)
-    return LanguageModelParts(causal_lm.eval(), hub.load_pretrained(AutoTokenizer.from_pretrained, source))
+    causal_lm = hub.load_model(AutoModelForCausalLM.from_pretrained, source, dtype=dtype)
+    return LanguageModelParts(causal_lm, hub.load_pretrained(AutoTokenizer.from_pretrained, source))
 
 
 def keep_first_layers(parts: LanguageModelParts, num_layers: int) -> LanguageModelParts:

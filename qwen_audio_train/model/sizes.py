@@ -43,16 +43,7 @@ layers of width 3584 with 4 key/value heads instead of 32 of width 4096 with 32.
 
 DEFAULT_LANGUAGES = ("en", "zh", "yue", "ja", "ko", "de", "es", "fr", "it", "ru")
 
-_TINY_SENTENCES = (
-    "Detect the language and recognize the speech: the number you have dialed is not in service.",
-    "Detect the language and translate the speech into English: please try again later.",
-    "You are a helpful assistant. What does the speaker say? The speaker says: press one for more options.",
-    "El número que ha marcado no existe. Por favor, inténtelo de nuevo más tarde.",
-    "Le numéro que vous avez composé n'est pas attribué. Veuillez réessayer plus tard.",
-    "Номер, который вы набрали, не обслуживается. Пожалуйста, попробуйте позже.",
-    "您拨打的号码是空号，请稍后再试。",
-    "おかけになった電話番号は現在使われておりません。",
-)
+_TINY_SENTENCES = Path(__file__).with_name("tiny_sentences.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +88,13 @@ TINY_LANGUAGE_MODEL = NewLanguageModel(
 )
 
 
+def _tiny_texts() -> list[str]:
+    return _TINY_SENTENCES.read_text(encoding="utf-8").splitlines()
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """The tiny size's vocabulary, without audio tokens: same ids at every call."""
-    return train_byte_level_bpe(_TINY_SENTENCES, TINY_LANGUAGE_MODEL.vocab_size)
+    return train_byte_level_bpe(_tiny_texts(), TINY_LANGUAGE_MODEL.vocab_size)
 
 
 def tiny_whisper(num_mel_bins: int = 80, max_clip_seconds: int = 30) -> WhisperParts:
@@ -126,7 +121,7 @@ def build_tiny(
     """Random weights, for tests: some 100 thousand parameters, built in a fraction of a second."""
     return build_from_parts(
         whisper=tiny_whisper(max_clip_seconds=max_clip_seconds),
-        language_model=TINY_LANGUAGE_MODEL.build(_TINY_SENTENCES, seed),
+        language_model=TINY_LANGUAGE_MODEL.build(_tiny_texts(), seed),
         languages=languages,
         seed=seed,
         model_class=model_class,

