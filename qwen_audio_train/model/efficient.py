@@ -50,6 +50,11 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
         super().__init__(config)
         self.freeze_positions()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Not to transformers: weights are named in files as the stock class names them (released layout included)."""
+        return False
+
     def freeze_positions(self) -> None:
         """Keep Whisper's sinusoid table a constant (``from_pretrained`` leaves it trainable)."""
         self.model.audio_tower.embed_positions.requires_grad_(False)
@@ -116,7 +121,8 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Score labels (our batches) or run the stock forward (everything else)."""
         if "audio_source" in kwargs and kwargs.get("labels") is not None:
-            return self.score(**kwargs)
+            # peft passes the stock arguments along as None.
+            return self.score(**{name: value for name, value in kwargs.items() if value is not None})
         return super().forward(*args, **kwargs)
 
     def score(  # noqa: PLR0913 - the batch's own keys

@@ -36,6 +36,16 @@ def load_processor(source: str) -> Any:
     return AutoProcessor.from_pretrained(source)
 
 
+def _require_complete(source: str, report: dict[str, Any]) -> None:
+    """Stock loading fills missing weights at random and warns; training on from that would be a silent disaster."""
+    wrong = {name: sorted(report[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    wrong = {name: keys for name, keys in wrong.items() if keys}
+    if wrong:
+        raise CheckpointError(
+            f"{source} is not a complete Qwen2-Audio model: {wrong}. Train the stage before again, or name another folder"
+        )
+
+
 def load_model(source: str, config: ModelConfig | None = None) -> EfficientQwen2Audio:
     """A model to train or score. An adapter is merged into its base, so that the next stage starts from one model.
 
@@ -51,7 +61,10 @@ def load_model(source: str, config: ModelConfig | None = None) -> EfficientQwen2
         model.requires_grad_(True)
         model.freeze_positions()
     else:
-        model = EfficientQwen2Audio.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        model, report = EfficientQwen2Audio.from_pretrained(
+            source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        )
+        _require_complete(source, report)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

@@ -49,6 +49,8 @@ class SampleSpec:
     """One entry a clip, for ``read_clip``: a path, or encoded bytes and their encoding."""
     skip_reason: str | None = None
     """Says why the corpus' own rules leave this one out: it is listed in ``skipped.jsonl`` and counted."""
+    problem: str | None = None
+    """Says why the sample is unusable: listed and counted too, or raised, as ``SetOptions.on_bad`` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,9 @@ def _write_shard(path: Path, specs: list[SampleSpec], read_clip: ReadClip, optio
         for spec in specs:
             if spec.skip_reason is not None:
                 shard.leave_out(spec.key, spec.skip_reason)
+                continue
+            if spec.problem is not None:
+                shard.skip(spec.key, spec.problem)
                 continue
             try:
                 clips = [EncodedClip.measure(*read_clip(clip)) for clip in spec.clips]

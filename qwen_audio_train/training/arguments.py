@@ -39,7 +39,7 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "bf16": config.runtime.autocast_bfloat16,
         "deepspeed": config.runtime.deepspeed,
         "use_cpu": ranks.uses_cpu,
-        "ddp_backend": "gloo" if ranks.uses_cpu else "nccl",
+        "ddp_backend": None if ranks.world == 1 else "gloo" if ranks.uses_cpu else "nccl",
         "seed": config.run.seed,
         "logging_steps": config.tracking.log_every_steps,
         "logging_first_step": True,
@@ -51,7 +51,6 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "report_to": [],
-        "gradient_checkpointing": False,  # switched on by the model part, for encoder and LLM alike
     }
 
 
@@ -64,4 +63,5 @@ def preference_arguments(preference: PreferenceConfig) -> dict[str, Any]:
         "label_smoothing": preference.label_smoothing,
         "disable_dropout": preference.disable_dropout,
         "max_length": None,  # nothing is ever cut
+        "gradient_checkpointing": False,  # trl's default is on; model.gradient_checkpointing decides
     }
