@@ -65,7 +65,7 @@ def load_base(source: Source) -> EfficientQwen2Audio:
     """The model below the adapter, in float32."""
     try:
         return load_model(source.base).eval()
-    except OSError as error:
+    except (CheckpointError, OSError) as error:
         raise ExportError(f"{source.stage}: its model {source.base} cannot be loaded: {error}") from error
 
 

@@ -100,8 +100,6 @@ def export_stage(config: ExportConfig, samples: Sequence[VerificationSample], da
     report["inputs"] = inputs
     (staged / REPORT).write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     publish.publish(staged, output)
-    for name, num_bytes in report["bytes"].items():
-        logger.info("%s: %.1f MB", output / name, num_bytes / 1e6)
     return _exported(output, report, is_new=True)
 
 
@@ -149,6 +147,8 @@ def _write_and_verify(
     del model
     if config.llm_only:
         _write_llm_only(job, trained)
+    if job.device == "cuda":
+        torch.cuda.empty_cache()  # the fresh process needs the room
     verifications, versions = verify(
         job.targets,
         samples,

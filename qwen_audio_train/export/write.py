@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from qwen_audio_train.errors import ExportError
 from qwen_audio_train.export.source import ADAPTER_WEIGHTS, Source
-from qwen_audio_train.model.efficient import STOCK_CLASS_NAME, EfficientQwen2Audio
+from qwen_audio_train.model.efficient import EfficientQwen2Audio
 from qwen_audio_train.model.load import ADAPTER_CONFIG
 
 PEFT_PREFIX = "base_model.model."
@@ -22,28 +20,16 @@ MAX_FILE_SIZE = "5GB"
 
 
 def write_model(model: EfficientQwen2Audio, folder: Path, dtype: torch.dtype) -> None:
-    """A full Hugging Face folder (safetensors), parameters named as in the released Qwen2-Audio checkpoint.
+    """A full Hugging Face folder (safetensors) that names the stock class, laid out as the released checkpoint.
 
-    Stock transformers maps those names to its own; serving engines know no others. The model's parameters, float32,
-    are left rounded to what was stored.
+    The model's parameters, float32, are left rounded to what was stored.
     """
-    folder.mkdir(parents=True)
-    if dtype is not torch.float32:
-        # Parameters alone: model.to() would also round buffers, such as rotary frequencies, that are never stored.
-        for parameter in model.parameters():
-            parameter.data.copy_(parameter.data.to(dtype))
-    weights = {released_name(name): tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    head, table = weights["language_model.lm_head.weight"], weights["language_model.model.embed_tokens.weight"]
-    if head.data_ptr() == table.data_ptr():
-        # Tied weights are stored twice: whether a loader ties them must not matter.
-        weights["language_model.lm_head.weight"] = head.clone()
-    save_torch_state_dict(weights, folder, max_shard_size=MAX_FILE_SIZE, metadata={"format": "pt"})
-    config = copy.deepcopy(model.config)
-    config.architectures = [STOCK_CLASS_NAME]
-    config.dtype = dtype
-    config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
+    # Parameters alone: model.to() would also round buffers, such as rotary frequencies, that are never stored.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.save_pretrained(folder, max_shard_size=MAX_FILE_SIZE)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
 
 
 def released_name(name: str) -> str:

@@ -24,6 +24,7 @@ from qwen_audio_train.export import write
 from qwen_audio_train.export.answers import VerificationSample
 from qwen_audio_train.export.card import DataFacts
 from qwen_audio_train.export.stage import export_stage
+from qwen_audio_train.export.verify import Verification
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
 from qwen_audio_train.model.trainable import lora_config, with_adapter
 from qwen_audio_train.prompts.render import Renderer
@@ -73,6 +74,17 @@ def samples(count: int = 3) -> list[VerificationSample]:
         mels = tuple(log_mel(clip) for clip in clips)
         made.append(VerificationSample(f"sample {index}", rendered.input_ids, tuple(clips), mels, frames))
     return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny matrices: more threads only wait for each other, here and in the fresh process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +144,9 @@ def test_llm_only_has_what_serving_engines_accept(exported, adapter_stage):
     assert all(name.startswith("base_model.model.language_model.model.layers.") for name in names)
     base, untouched = (load_file(f / "model.safetensors") for f in (folder / "base", adapter_stage.parent / "initial"))
     name = "language_model.model.layers.0.self_attn.q_proj.weight"
-    assert torch.equal(base[name], untouched[f"model.{name}"])
+    assert torch.equal(base[name], untouched[name])
     name = "audio_tower.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(base[name], untouched[f"model.{name}"])
+    assert not torch.equal(base[name], untouched[name])
 
 
 def test_llm_only_loads_onto_the_language_model_alone(exported):
@@ -181,17 +193,34 @@ def test_corrupted_weight_is_not_published(adapter_stage, tmp_path, monkeypatch)
     monkeypatch.setattr(write, "write_model", corrupting)
     output = tmp_path / "export"
     with pytest.raises(ExportError, match=r"merged: .* differs .* logits by up to [0-9.e-]+ at sample \d"):
-        export_stage(ExportConfig(stage=str(adapter_stage), output=str(output)), samples(2), DATA)
+        export_stage(ExportConfig(stage=str(adapter_stage), output=str(output)), samples(2)[1:], DATA)
     assert not output.exists()
     assert (tmp_path / "export.failed" / "merged" / "model.safetensors").is_file()
 
 
-def test_full_model_in_bfloat16(tmp_path):
-    base = save_base(tmp_path / "final", torch.bfloat16)
-    exported = export_stage(ExportConfig(stage=str(base), output=str(tmp_path / "export")), samples(2), DATA)
-    assert list(exported.verifications) == ["merged"]
+def test_adapter_on_a_bfloat16_model(tmp_path):
+    """Merged weights are rounded when stored: the reload equals what was stored, and the rounding is reported."""
+    stage = save_adapter(save_base(tmp_path / "initial", torch.bfloat16), tmp_path / "final")
+    config = ExportConfig(stage=str(stage), output=str(tmp_path / "export"))
+    exported = export_stage(config, samples(2)[1:], DATA)
+    assert list(exported.verifications) == ["adapter", "merged"]
     weights = load_file(exported.output / "merged" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    rounding = json.loads((exported.output / "verification.json").read_text())["rounding"]
+    assert 1e-4 < rounding["merged"] < 0.5
+
+
+def test_full_model_has_no_adapter_folder(adapter_stage, tmp_path, monkeypatch):
+    def without_process(targets, samples, *args, **kwargs):
+        return {target.name: Verification(0.0, len(samples), True, 0.0) for target in targets}, {}
+
+    monkeypatch.setattr(stage_module, "verify", without_process)
+    initial = adapter_stage.parent / "initial"
+    exported = export_stage(ExportConfig(stage=str(initial), output=str(tmp_path / "export")), samples(1), DATA)
+    assert list(exported.verifications) == list(exported.num_bytes) == ["merged"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (initial, exported.output / "merged"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_folder_that_is_no_export_is_not_replaced(adapter_stage, tmp_path):
