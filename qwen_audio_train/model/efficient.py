@@ -9,6 +9,7 @@ model, so ``generate`` and everybody else's code work; weights and config save a
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,12 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
                 scores.mean_logits = _place(logits_TV.mean(-1), labelled)
                 scores.is_top1 = _place((logits_TV.argmax(-1) == ids_T), labelled)
         return scores
+
+
+# generate() checks its arguments against this signature: without it the stock inputs would be refused.
+EfficientQwen2Audio.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    Qwen2AudioForConditionalGeneration.forward
+)
 
 
 def _place(values_T: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
