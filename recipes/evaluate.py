@@ -39,7 +39,9 @@ def main(config: EvaluateConfig) -> None:
     lines: list[dict[str, object]] = []
     if wanted.pretrain_set:
         shards = ShardSet.open(wanted.pretrain_set)
-        front = Front.of(processor, encode_set(model, shards, wanted.cache_dir) if wanted.encode_once else None)
+        front = Front.of(
+            processor, encode_set(model, wanted.pretrain_set, wanted.cache_dir) if wanted.encode_once else None
+        )
         generator = Generator(
             model, front.tokenizer, front.collator(), wanted.max_new_tokens, wanted.llm_tokens_per_batch
         )
@@ -50,7 +52,9 @@ def main(config: EvaluateConfig) -> None:
         scores = dataclasses.replace(scores, **dataclasses.asdict(tasks.score(predictions, wanted.form)))
     if wanted.preference_set:
         shards = ShardSet.open(wanted.preference_set)
-        front = Front.of(processor, encode_set(model, shards, wanted.cache_dir) if wanted.encode_once else None)
+        front = Front.of(
+            processor, encode_set(model, wanted.preference_set, wanted.cache_dir) if wanted.encode_once else None
+        )
         builder = BatchBuilder(
             shards, Renderer(front.tokenizer), front.clips(shards), front.collator(), is_preference=True
         )

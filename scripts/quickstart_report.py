@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Put the quickstart's numbers together: summary.json, the table, and report.html with curves and clips to listen to."""
+"""Put the quickstart's numbers together: summary.json, the table, and report.html with curves and clips to hear."""
 
 from __future__ import annotations
 

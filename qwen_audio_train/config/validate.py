@@ -10,6 +10,7 @@ from qwen_audio_train.config.adapter import AdapterKind
 from qwen_audio_train.config.data import DataConfig
 from qwen_audio_train.config.evaluation import EvaluationConfig
 from qwen_audio_train.config.export import ExportConfig
+from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.optim import OptimConfig
 from qwen_audio_train.config.preference import PreferenceConfig
 from qwen_audio_train.config.run import RunConfig
@@ -34,6 +35,7 @@ def _stage(config: StageConfig) -> Iterator[str]:
     yield from _data(config.data)
     yield from _optim(config.optim)
     yield from _model(config)
+    yield from _precision(config)
     yield from _batching(config)
     if isinstance(config, DpoConfig):
         yield from _preference(config.preference)
@@ -81,6 +83,16 @@ def _model(config: StageConfig) -> Iterator[str]:
         )
     if config.model.start_from is not None:
         yield from _local_model("model.start_from", config.model.start_from)
+
+
+def _precision(config: StageConfig) -> Iterator[str]:
+    is_full = config.adapter.kind is AdapterKind.none
+    if config.model.precision is Precision.bfloat16 and is_full and config.runtime.deepspeed is None:
+        yield (
+            "model.precision=bfloat16 trains bf16 weights that have no fp32 copy, so small updates are rounded away: "
+            "choose runtime=zero2 or zero3 (which keep one), adapter=lora, or model.precision=float32 with "
+            "runtime.autocast_bfloat16=true"
+        )
 
 
 def _local_model(name: str, source: str) -> Iterator[str]:

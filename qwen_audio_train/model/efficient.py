@@ -110,6 +110,8 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
             audio_states: (N * A, D) encoder states computed before, when the encoder is frozen.
         """
         if audio_states is None:
+            assert mels is not None
+            assert mel_frames is not None
             audio_states = self.encode(mels, mel_frames).flatten(0, 1)
         projector = self.model.multi_modal_projector
         audio_AD = projector(audio_states.to(projector.linear.weight.dtype))

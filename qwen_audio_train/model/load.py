@@ -42,7 +42,8 @@ def _require_complete(source: str, report: dict[str, Any]) -> None:
     wrong = {name: keys for name, keys in wrong.items() if keys}
     if wrong:
         raise CheckpointError(
-            f"{source} is not a complete Qwen2-Audio model: {wrong}. Train the stage before again, or name another folder"
+            f"{source} is not a complete Qwen2-Audio model: {wrong}. "
+            "Train the stage before again, or name another folder"
         )
 
 

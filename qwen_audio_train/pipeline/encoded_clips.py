@@ -62,13 +62,13 @@ class Encoder(Protocol):
         """Identity of the encoder's weights."""
 
 
-def encode_set(model: Encoder, shards: ShardSet, cache_dir: str, *, shows_progress: bool = True) -> EncodedClips:
+def encode_set(model: Encoder, set_folder: str, cache_dir: str, *, shows_progress: bool = True) -> EncodedClips:
     """The kept states of every clip of a set; encodes what is missing first."""
     audio = model.config.audio_config
     folder = Path(cache_dir) / "encoded" / model.encoder_fingerprint()
     return fill(
         folder,
-        shards,
+        ShardSet.open(set_folder),
         encode=model.encode,
         width=audio.d_model,
         num_mel_bins=audio.num_mel_bins,
@@ -88,7 +88,7 @@ def fill(
     """
     folder.mkdir(parents=True, exist_ok=True)
     index_path, states_path = folder / "index.json", folder / "states.f32"
-    index = {"width": width, "clips": {}}
+    index: dict[str, Any] = {"width": width, "clips": {}}
     if index_path.exists():
         index = json.loads(index_path.read_text(encoding="utf-8"))
     known = index["clips"]

@@ -9,8 +9,9 @@ from qwen_audio_train.samples import ChatRecord, PreferenceRecord, PretrainRecor
 from qwen_audio_train.shards.reader import ShardSet
 
 
-def texts_of(shards: ShardSet) -> Iterator[str]:
-    """Every text a model would read or write in this set."""
+def texts_of(folder: str) -> Iterator[str]:
+    """Every text a model would read or write in the set of this folder."""
+    shards = ShardSet.open(folder)
     for i in range(len(shards)):
         yield from _texts(shards.record(i))
 

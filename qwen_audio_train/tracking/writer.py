@@ -35,7 +35,7 @@ class MetricWriter:
         """Flush and let wandb finish."""
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.preference import PreferenceConfig
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.training.runtime import Ranks
@@ -36,7 +37,7 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "adam_epsilon": optim.epsilon,
         "max_grad_norm": optim.max_grad_norm,
         "optim": "adamw_torch",
-        "bf16": config.runtime.autocast_bfloat16,
+        "bf16": config.runtime.autocast_bfloat16 or _shards_bfloat16(config),
         "deepspeed": config.runtime.deepspeed,
         "use_cpu": ranks.uses_cpu,
         "ddp_backend": None if ranks.world == 1 else "gloo" if ranks.uses_cpu else "nccl",
@@ -52,6 +53,11 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "disable_tqdm": True,
         "report_to": [],
     }
+
+
+def _shards_bfloat16(config: StageConfig) -> bool:
+    """DeepSpeed then holds bf16 weights and, sharded over the ranks, the fp32 ones that the optimiser updates."""
+    return config.runtime.deepspeed is not None and config.model.precision is Precision.bfloat16
 
 
 def preference_arguments(preference: PreferenceConfig) -> dict[str, Any]:

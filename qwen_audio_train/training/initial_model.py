@@ -12,7 +12,6 @@ from qwen_audio_train.model.build import Built, save_built
 from qwen_audio_train.model.load import is_adapter, load_model, load_processor
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set
 from qwen_audio_train.pipeline.texts import texts_of
-from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.training.arguments import INITIAL
 from qwen_audio_train.training.runtime import Ranks
 
@@ -50,7 +49,7 @@ def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
             return sizes.build_tiny(seed=seed, languages=model.languages)
         case ModelSize.demo:
             return sizes.build_demo(
-                texts_of(ShardSet.open(train_set)),
+                texts_of(train_set),
                 language_model=_new_language_model(model.demo_lm),
                 whisper=model.whisper,
                 seed=seed,
@@ -80,9 +79,11 @@ def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClip
         return None
     note = Path(config.run.dir) / "encoded_clips.txt"
     if ranks.is_first:
-        shards = ShardSet.open(config.data.train)
         encoded = encode_set(
-            load_model(source).eval(), shards, config.data.cache_dir, shows_progress=config.tracking.progress_bar
+            load_model(source).eval(),
+            config.data.train,
+            config.data.cache_dir,
+            shows_progress=config.tracking.progress_bar,
         )
         note.write_text(str(encoded.folder.absolute()), encoding="utf-8")
     ranks.wait()
