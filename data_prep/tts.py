@@ -59,6 +59,7 @@ SPLITS = ("train", "dev", "test")
 SYNCHRONOUS_OUTPUT = 2
 RATE_PARAMETER = 1
 CHARACTERS_UTF8 = 1
+RANDOM_SEED = 1
 Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -116,6 +117,7 @@ def synthesise(folder: Path, text: str, voice: str, words_per_minute: int) -> tu
     rate_hz = library.espeak_Initialize(SYNCHRONOUS_OUTPUT, 0, str(folder).encode(), 0)
     if rate_hz <= 0:
         raise ValueError(f"espeak-ng does not start from '{folder}' (it takes paths of at most 150 characters)")
+    library.espeak_ng_SetRandSeed(ctypes.c_long(RANDOM_SEED))  # by the clock unless told
     blocks: list[np.ndarray] = []
 
     def receive(samples: object, num_samples: int, _events: object) -> int:
