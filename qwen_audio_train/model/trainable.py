@@ -57,6 +57,19 @@ def with_adapter(model: Any, lora: LoraConfig | None) -> Any:
     return model if lora is None else get_peft_model(model, lora)
 
 
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off every dropout, also those that attention applies by a number rather than a module.
+
+    A preference loss compares two runs of the model; at the first step they must agree exactly.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     """(trained, all) parameters of each tower, for the log. Sizes survive ZeRO-3's partitioning."""
     counts: dict[str, tuple[int, int]] = {}

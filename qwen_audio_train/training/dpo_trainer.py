@@ -14,6 +14,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from qwen_audio_train.losses.reduction import pair_mean_share
+from qwen_audio_train.model.trainable import disable_dropout
 from qwen_audio_train.training.planned import PlannedTraining
 
 # trl insists on a datasets.Dataset and looks at its first row; the plan delivers the real pairs.
@@ -32,6 +33,8 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
         for model in (self.model, self.ref_model):
             if model is not None:
                 _answer_by_own_forward(model)
+                if self.args.disable_dropout:
+                    disable_dropout(model)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
