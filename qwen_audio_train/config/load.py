@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +51,9 @@ def typed(raw: DictConfig, schema: type[Config]) -> Config:
     Raises:
         ConfigError: with every problem found, before anything is downloaded or loaded.
     """
+    unknown = list(_unknown_keys(raw, OmegaConf.structured(schema)))
+    if unknown:
+        raise ConfigError(unknown)
     try:
         config = OmegaConf.to_object(raw)
     except OmegaConfBaseException as error:
@@ -60,6 +63,17 @@ def typed(raw: DictConfig, schema: type[Config]) -> Config:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterator[str]:
+    """Hydra lets ``+group.key=value`` add keys that no dataclass has."""
+    for key in raw:
+        name = f"{place}{key!s}"
+        if key not in known:
+            where = place.rstrip(".") or "the recipe"
+            yield f"{name} is no setting (a typing mistake?): known in {where}: {', '.join(map(str, known))}"
+        elif isinstance(known._get_node(key), DictConfig):
+            yield from _unknown_keys(raw[key], known[key], f"{name}.")
 
 
 def compose(name: str, overrides: list[str]) -> Any:

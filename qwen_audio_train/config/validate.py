@@ -12,7 +12,7 @@ from qwen_audio_train.config.evaluation import EvaluationConfig
 from qwen_audio_train.config.export import ExportConfig
 from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.optim import OptimConfig
-from qwen_audio_train.config.preference import PreferenceConfig
+from qwen_audio_train.config.preference import LOSS_TYPES, PreferenceConfig
 from qwen_audio_train.config.run import RunConfig
 from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, SftConfig, StageConfig
 
@@ -24,7 +24,7 @@ def problems_of(config: object) -> list[str]:
     if isinstance(config, StageConfig):
         return list(_stage(config))
     if isinstance(config, EvaluateConfig):
-        return list(_evaluation(config.evaluation, has_model=config.model.start_from is not None))
+        return list(_evaluation(config.evaluation, model=config.model.start_from))
     if isinstance(config, ExportRecipeConfig):
         return list(_export(config.export))
     raise TypeError(f"no rules for {type(config).__name__}")
@@ -37,6 +37,7 @@ def _stage(config: StageConfig) -> Iterator[str]:
     yield from _model(config)
     yield from _precision(config)
     yield from _batching(config)
+    yield from _counts(config)
     if isinstance(config, DpoConfig):
         yield from _preference(config.preference)
     if config.runtime.deepspeed is not None:
@@ -118,6 +119,21 @@ def _batching(config: StageConfig) -> Iterator[str]:
     for name in ("llm_tokens_per_bin", "window_samples"):
         if getattr(batching, name) < 1:
             yield f"batching.{name}={getattr(batching, name)} must be at least 1"
+    if 1 <= batching.window_samples < batching.bins_per_step:
+        yield (
+            f"batching.window_samples={batching.window_samples} cannot fill batching.bins_per_step="
+            f"{batching.bins_per_step} bins: raise it to that or more"
+        )
+
+
+def _counts(config: StageConfig) -> Iterator[str]:
+    for name, value in (
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("checkpoint.keep_last", config.checkpoint.keep_last),
+        ("tracking.log_every_steps", config.tracking.log_every_steps),
+    ):
+        if value < 1:
+            yield f"{name}={value} must be at least 1"
 
 
 def _optim(optim: OptimConfig) -> Iterator[str]:
@@ -137,6 +153,9 @@ def _preference(preference: PreferenceConfig) -> Iterator[str]:
         yield f"preference.beta={preference.beta} must be above 0"
     if not preference.loss_types:
         yield "preference.loss_types is empty: name at least one, for instance preference.loss_types=[sigmoid]"
+    unknown = [name for name in preference.loss_types if name not in LOSS_TYPES]
+    if unknown:
+        yield f"preference.loss_types has unknown {', '.join(unknown)}; known: {', '.join(LOSS_TYPES)}"
     if preference.loss_weights and len(preference.loss_weights) != len(preference.loss_types):
         yield (
             f"preference.loss_weights has {len(preference.loss_weights)} entries for "
@@ -157,15 +176,22 @@ def _deepspeed(path: Path) -> Iterator[str]:
         yield f"runtime.deepspeed={path} has no 'zero_optimization' section"
 
 
-def _evaluation(evaluation: EvaluationConfig, *, has_model: bool) -> Iterator[str]:
-    if not has_model:
+def _evaluation(evaluation: EvaluationConfig, *, model: str | None) -> Iterator[str]:
+    if model is None:
         yield "model.start_from is not set: say which model folder to score"
+    else:
+        yield from _local_model("model.start_from", model)
     if not evaluation.output:
         yield "evaluation.output is empty: say where scores and predictions go"
     yield from _shard_set("evaluation.pretrain_set", evaluation.pretrain_set, required=not evaluation.preference_set)
     yield from _shard_set("evaluation.preference_set", evaluation.preference_set, required=False)
     if evaluation.preference_set and not evaluation.reference:
         yield "evaluation.preference_set needs evaluation.reference: the model folder that rewards are measured against"
+    if evaluation.reference:
+        yield from _local_model("evaluation.reference", evaluation.reference)
+    for name in ("max_new_tokens", "llm_tokens_per_batch"):
+        if getattr(evaluation, name) < 1:
+            yield f"evaluation.{name}={getattr(evaluation, name)} must be at least 1"
     if evaluation.limit is not None and evaluation.limit < 1:
         yield f"evaluation.limit={evaluation.limit} must be at least 1, or null for all"
 
