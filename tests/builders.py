@@ -12,11 +12,16 @@ AUDIO_ID = 255
 VOCAB = 256
 
 
-def tiny_config(num_mel_bins: int = 80, attn: str = "sdpa") -> Qwen2AudioConfig:
-    """An encoder of 30 s positions and a language model, both 32 wide with two layers."""
+def tiny_config(num_mel_bins: int = 80, attn: str = "sdpa", max_clip_seconds: int = 30) -> Qwen2AudioConfig:
+    """An encoder and a language model, both 32 wide with two layers. Stock pads every clip to ``max_clip_seconds``."""
     config = Qwen2AudioConfig(
         audio_config=Qwen2AudioEncoderConfig(
-            d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, num_mel_bins=num_mel_bins
+            d_model=32,
+            encoder_layers=2,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=64,
+            num_mel_bins=num_mel_bins,
+            max_source_positions=50 * max_clip_seconds,
         ).to_dict(),
         text_config=Qwen2Config(
             hidden_size=32,
@@ -32,10 +37,10 @@ def tiny_config(num_mel_bins: int = 80, attn: str = "sdpa") -> Qwen2AudioConfig:
     return config
 
 
-def stock_model(seed: int = 0) -> Qwen2AudioForConditionalGeneration:
+def stock_model(seed: int = 0, max_clip_seconds: int = 30) -> Qwen2AudioForConditionalGeneration:
     """Stock transformers, fp32, random weights that are large enough to matter."""
     torch.manual_seed(seed)
-    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    model = Qwen2AudioForConditionalGeneration(tiny_config(max_clip_seconds=max_clip_seconds))
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
