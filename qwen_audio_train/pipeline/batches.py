@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from qwen_audio_train.audio import lengths
@@ -123,6 +124,8 @@ class PlannedBatches(Dataset[Batch]):
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # A loader draws a number when it starts: from here, so that a resumed run's dropout stays in step.
+            generator=torch.Generator(),
         )
 
     def position(self, step: int) -> str:

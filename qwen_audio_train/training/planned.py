@@ -15,6 +15,8 @@ from transformers import Trainer
 
 from qwen_audio_train.audio.lengths import HOP_SAMPLES, SAMPLING_RATE_HZ
 from qwen_audio_train.checkpoint import publish
+from qwen_audio_train.config.model import ModelConfig, Precision
+from qwen_audio_train.model.load import is_adapter, load_model
 from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.training.callbacks.stop import GracefulStop
 from qwen_audio_train.training.throughput import Throughput
@@ -87,7 +89,23 @@ class PlannedTraining(Trainer):
         """Add what the step cost, and the plan's own idea of the epoch."""
         if "loss" in logs:
             logs.update(self.throughput.read(self.item_name))
+        # The library counts a run of the loader as an epoch, and starts over when it resumes.
+        self.state.epoch = self.state.global_step / self.batches.plan.steps_in_epoch(0)
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights of a checkpoint, all of them.
+
+        The library would hand the file's tensors to ``load_state_dict`` by the names they have there, which are the
+        released layout's, warn that none fits, and train on from where the stage began.
+        """
+        if is_adapter(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target = self.model if model is None else model
+        precision = Precision(str(target.dtype).removeprefix("torch."))
+        saved = load_model(resume_from_checkpoint, ModelConfig(precision=precision))
+        target.load_state_dict(saved.state_dict())
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else str(super()._get_output_dir(trial))

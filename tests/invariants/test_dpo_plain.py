@@ -34,7 +34,8 @@ class FixedBatches:
 
     start_step = 0
 
-    def __init__(self, batches: list[Any], num_steps: int) -> None:
+    def __init__(self, batches: list[Any], plan: Any, num_steps: int) -> None:
+        self.plan = plan
         self.num_steps = num_steps
         self._batches = batches * num_steps
 
@@ -180,7 +181,7 @@ def test_text_only_pairs_equal_trl_with_the_stock_model(workshop, tmp_path):
     """trl's own collator, forward and head, on the same pairs: two steps of training."""
     ours = make(workshop, tmp_path / "ours", FULL, steps=2)
     builder = ours.batches.builder
-    ours.batches = FixedBatches([builder.build(TEXT_ONLY, 0)], num_steps=2)
+    ours.batches = FixedBatches([builder.build(TEXT_ONLY, 0)], ours.batches.plan, num_steps=2)
     ours.train()
 
     pairs = [builder.renderer.render_preference(builder.shards.record(sample)) for sample in TEXT_ONLY]
