@@ -67,17 +67,21 @@ def verify(path: Path) -> None:
     """Check every listed file's size and hash.
 
     Raises:
-        CheckpointError: naming the first file that is missing or differs.
+        CheckpointError: no readable manifest; or naming the first file that is missing or differs.
     """
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise CheckpointError(f"{path}: it has no {MANIFEST}, so it was never finished; delete it")
-    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    for name, entry in files.items():
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {MANIFEST} is not readable ({error}); delete the checkpoint") from error
+    for name, (num_bytes, sha256) in expected.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+        if not file.is_file() or file.stat().st_size != num_bytes:
             raise CheckpointError(f"{path}: file {name} is missing or has another size than the manifest says")
-        if _sha256(file) != entry["sha256"]:
+        if _sha256(file) != sha256:
             raise CheckpointError(f"{path}: the bytes of {name} differ from the manifest")
 
 

@@ -18,4 +18,10 @@ METRIC_NAMES: dict[str, str] = {
     "rewards/margins": "mean reward of chosen minus rejected (trl)",
     "rewards/chosen": "mean implicit reward beta * (log pi - log pi_ref) of the chosen answers (trl)",
     "rewards/rejected": "the same of the rejected answers (trl)",
+    "logps/chosen": "mean log-probability of a whole chosen answer under the policy (trl)",
+    "logps/rejected": "the same of the rejected answers (trl)",
+    "logits/chosen": "mean over pairs of the policy's mean logit at the chosen answers' tokens (trl)",
+    "logits/rejected": "the same of the rejected answers (trl)",
+    "entropy": "entropy (nats) of the policy's next-token distribution at the answers' tokens (trl)",
+    "mean_token_accuracy": "share of the chosen answers' tokens that the policy finds most probable (trl)",
 }

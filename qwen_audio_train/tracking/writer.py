@@ -50,8 +50,13 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = [line for line in lines if _is_whole(line) and json.loads(line)["step"] <= step]
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _is_whole(line: str) -> bool:
+    """A kill may have cut the last line short."""
+    return line.startswith("{") and line.endswith("}")
 
 
 def _start_wandb(run_dir: Path, tracking: TrackingConfig, config: Mapping[str, Any]) -> Any:

@@ -1,0 +1,129 @@
+"""What we assume of trl's DPOTrainer: when it fails, read what changed before lifting the pin."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+import trl
+from trl import DPOTrainer
+from trl.trainer import dpo_trainer
+from trl.trainer.utils import add_fused_lm_head
+
+from qwen_audio_train.model.efficient import EfficientQwen2Audio, TokenScores
+from qwen_audio_train.training.dpo_trainer import _answer_by_own_forward
+from tests import builders
+
+FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")
+
+
+def test_version():
+    assert trl.__version__.startswith("1.16.")
+
+
+def test_models_are_called_with_labels_and_fused_lm_head_and_answer_by_fields():
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    assert source.count("labels=labels, fused_lm_head=True)") == 3, "policy, adapter switched off, reference"
+    for field in FIELDS:
+        assert f"outputs.{field}[:, -seq_len:]" in source
+    assert 'labels = inputs["input_ids"].masked_fill(completion_mask == 0, -100)' in source
+    assert '_non_model_keys = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}' in source
+    assert set(FIELDS) == set(TokenScores.__dataclass_fields__)
+
+
+def test_compute_loss_leaves_dividing_to_us():
+    assert "num_items_in_batch" not in inspect.getsource(DPOTrainer._compute_loss)
+
+
+@pytest.mark.parametrize("name", ["_prepare_dataset", "log", "create_model_card", "compute_loss"])
+def test_there_is_what_we_override(name):
+    assert callable(getattr(DPOTrainer, name))
+
+
+def test_fused_head_is_put_on_the_instance_and_comes_off():
+    model = EfficientQwen2Audio(builders.tiny_config(max_clip_seconds=1))
+    own = model.forward
+    add_fused_lm_head(model, outputs=FIELDS)
+    assert "forward" in model.__dict__
+    _answer_by_own_forward(model)
+    assert model.forward == own
+
+
+def test_our_fields_equal_those_of_trls_fused_head():
+    """On text only, where both can be asked the same."""
+    model = EfficientQwen2Audio(builders.tiny_config(max_clip_seconds=1))
+    model.load_state_dict(builders.stock_model(max_clip_seconds=1).state_dict())
+    torch.manual_seed(0)
+    ids = torch.randint(0, 200, (3, 9))
+    labels = ids.masked_fill(torch.rand(3, 9) < 0.4, -100)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    nothing = torch.zeros(0, dtype=torch.long)
+    silence = {"mels": torch.zeros(1, 80, 5), "mel_frames": torch.tensor([3])}
+    ours = model(
+        **inputs,
+        **silence,
+        audio_source=nothing,
+        audio_target=nothing,
+        labels=labels,
+        fused_lm_head=True,
+        use_cache=False,
+    )
+    add_fused_lm_head(model, outputs=FIELDS)
+    theirs = model(**inputs, labels=labels, fused_lm_head=True)
+    for field in FIELDS:
+        got, expected = getattr(ours, field), getattr(theirs, field)
+        assert got.dtype == expected.dtype
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6, msg=field)
+
+
+def test_metrics_are_lists_of_a_number_a_micro_batch_except_a_running_token_count(workshop, tmp_path):
+    trainer = workshop.trainer("dpo", workshop.config("dpo", tmp_path))
+    trainer.model.train()  # metrics are kept by the model's mode
+    builder = trainer.batches.builder
+    for samples in ([0, 1], [2], []):
+        trainer.compute_loss(trainer.model, builder.build(samples, 0), num_items_in_batch=3)
+    metrics = trainer._metrics["train"]
+    assert all(len(values) == 3 for name, values in metrics.items() if name != "num_tokens"), metrics
+    assert len(metrics["num_tokens"]) == 1
+    assert trainer._pairs_of_metrics == [2, 1, 0]
+    trainer.log({"loss": 1.0})
+    assert not metrics
+    assert not trainer._pairs_of_metrics
+
+
+def test_metrics_are_means_over_pairs_not_over_micro_batches(workshop, tmp_path):
+    trainer = workshop.trainer("dpo", workshop.config("dpo", tmp_path))
+    trainer.model.train()  # metrics are kept by the model's mode
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    builder = trainer.batches.builder
+
+    def logged(*bins: list[int]) -> dict[str, float]:
+        for samples in bins:
+            trainer.compute_loss(trainer.model, builder.build(samples, 0), num_items_in_batch=4)
+        logs = {"loss": 1.0}
+        trainer.log(logs)
+        return logs
+
+    whole, cut = logged([0, 1, 2, 3]), logged([0], [], [1, 2, 3])
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"):
+        assert cut[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+    assert not math.isclose(whole["rewards/chosen"], 0, abs_tol=1e-3)
+
+
+def test_every_metric_is_gathered_by_the_accelerator_we_take_away():
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    gathers = source.count("self.accelerator.gather(") + source.count("self.accelerator.gather_for_metrics(")
+    assert gathers >= 10
+    assert "all_reduce" not in source
+    assert "self.accelerator.reduce(" not in source
+
+
+def test_dropout_is_disabled_only_in_modules():
+    """Attention's own dropout, a number, is left on by trl; that is why our trainer disables it too."""
+    source = inspect.getsource(dpo_trainer.disable_dropout_in_model)
+    assert "isinstance(module, torch.nn.Dropout)" in source or "nn.Dropout" in source
+    assert "attention_dropout" not in source

@@ -1,0 +1,119 @@
+"""What a frozen encoder said once is what it would say now."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from qwen_audio_train.audio import lengths
+from qwen_audio_train.audio.features import LogMel
+from qwen_audio_train.model.load import load_model, load_processor
+from qwen_audio_train.pipeline import encoded_clips as module
+from qwen_audio_train.pipeline.batches import EncodedSource, MelSource
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set, fill
+from qwen_audio_train.pipeline.stage import Front, stage_batches
+from qwen_audio_train.shards.reader import ShardSet
+
+
+@pytest.fixture(scope="module")
+def model(workshop):
+    return load_model(str(workshop.folder / "model")).eval()
+
+
+@pytest.fixture
+def shards(workshop):
+    return ShardSet.open(workshop.folder / "sft")
+
+
+def test_kept_states_equal_live_ones(workshop, model, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 120)  # several groups
+    encoded = encode_set(model, str(workshop.folder / "sft"), str(tmp_path), shows_progress=False)
+    log_mel = LogMel(80)
+    seen = 0
+    for i in range(len(shards)):
+        record = shards.record(i)
+        for clip in record.clips:
+            states = encoded.read(clip).states_AD
+            mel = torch.from_numpy(log_mel(shards.read_clip(clip, record.origin)))[None]
+            live = model.encode(mel, torch.tensor([lengths.mel_frames(clip.num_samples)]))[0].detach().numpy()
+            assert states.shape == (lengths.audio_tokens(clip.num_samples), 32)
+            np.testing.assert_allclose(states, live[: len(states)], rtol=1e-5, atol=1e-5)
+            seen += 1
+    assert seen == 16
+    assert encoded.folder == tmp_path / "encoded" / model.encoder_fingerprint()
+
+
+def test_training_on_kept_states_equals_training_on_clips(workshop, model, tmp_path):
+    encoded = encode_set(model, str(workshop.folder / "dpo"), str(tmp_path), shows_progress=False)
+    processor = load_processor(str(workshop.folder / "model"))
+    for stage in ("pretrain", "sft"):
+        encoded = encode_set(model, str(workshop.folder / stage), str(tmp_path), shows_progress=False)
+        config = workshop.config(stage, tmp_path, "trainable=llm")
+        live, kept = (stage_batches(config, Front.of(processor, e), rank=0, world=1) for e in (None, encoded))
+        for a, b in zip(live.loader(), kept.loader(), strict=True):
+            assert ("mels" in a, "mels" in b) == (True, False)
+            with torch.no_grad():
+                torch.testing.assert_close(model(**b).log_probs, model(**a).log_probs, rtol=1e-5, atol=1e-5)
+
+
+def test_interrupted_filling_goes_on(model, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FRAMES_AT_ONCE", 60)
+    made: list[int] = []
+
+    def encode(mels, mel_frames):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(len(mels))
+        return model.encode(mels, mel_frames)
+
+    def go_on(how, folder):
+        return fill(folder, shards, encode=how, width=32, num_mel_bins=80, shows_progress=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(encode, tmp_path / "broken")
+    index = json.loads((tmp_path / "broken" / "index.json").read_text())
+    assert len(index["clips"]) == sum(made)
+    # Killed harder: states that no index names.
+    with (tmp_path / "broken" / "states.f32").open("ab") as file:
+        file.write(b"\1" * 77)
+    rest: list[int] = []
+
+    def counting(mels, mel_frames):
+        rest.append(len(mels))
+        return model.encode(mels, mel_frames)
+
+    resumed, whole = go_on(counting, tmp_path / "broken"), go_on(model.encode, tmp_path / "whole")
+    assert sum(made) + sum(rest) == 16
+    for i in range(len(shards)):
+        for clip in shards.clips(i):
+            assert np.array_equal(resumed.read(clip).states_AD, whole.read(clip).states_AD)
+    again = go_on(lambda *args: pytest.fail("encoded again"), tmp_path / "whole")
+    assert shards.clips(0)[0] in again
+
+
+def test_another_encoder_has_another_folder_and_other_towers_do_not_matter(workshop):
+    model = load_model(str(workshop.folder / "model"))
+    before = model.encoder_fingerprint()
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+        assert model.encoder_fingerprint() == before
+        model.model.audio_tower.layers[1].fc2.bias[0] += 1e-3
+    assert model.encoder_fingerprint() != before
+
+
+def test_sources_read_what_the_collator_takes_and_mask_by_seed(model, workshop, shards, tmp_path):
+    encoded = encode_set(model, str(workshop.folder / "sft"), str(tmp_path), shows_progress=False)
+    record = shards.record(0)
+    clip = record.clips[0]
+    features = MelSource(shards, LogMel(80)).read(clip, record.origin, seed=0)
+    assert features.mel_MF.shape == (80, lengths.input_mel_frames(clip.num_samples))
+    masked = EncodedSource(EncodedClips(encoded.folder), mask_spans=8, mask_span_tokens=4)
+    first, same, other = (masked.read(clip, record.origin, seed=seed).states_AD for seed in (1, 1, 2))
+    plain = encoded.read(clip).states_AD
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, plain)
+    assert not np.array_equal(first, other)
+    assert np.array_equal(encoded.read(clip).states_AD, plain), "what is kept is never changed"
