@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINING_ARGS_NAME
+
 from qwen_audio_train.checkpoint import publish
 from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.config.stages import StageConfig
@@ -85,6 +87,7 @@ def save_final(trainer: PlannedTraining, processor: Any, config: StageConfig, ra
     ranks.wait()
     trainer.save_model(str(staged))
     if ranks.is_first:
+        (staged / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle; config.yaml says the same
         processor.save_pretrained(staged)
         publish.publish(staged, final)
         logger.warning("Done: %s", final)

@@ -50,6 +50,7 @@ def assert_run_folder(folder: Path, stage: str, steps: int) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     publish.verify(folder / "final")
+    assert {path.suffix for path in (folder / "final").iterdir()} <= {".json", ".jinja", ".safetensors", ".md"}
     publish.verify(folder / "checkpoints" / f"checkpoint-{steps}")
     assert not list(folder.glob(".*")), f"{stage} left something half-made"
 
