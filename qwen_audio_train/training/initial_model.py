@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_audio_train.config.model import DemoLanguageModelConfig, ModelConfig, ModelSize
@@ -49,7 +50,7 @@ def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
             return sizes.build_tiny(seed=seed, languages=model.languages)
         case ModelSize.demo:
             return sizes.build_demo(
-                texts_of(train_set),
+                _units(texts_of(train_set), joins_characters=model.demo_lm.joins_characters),
                 language_model=_new_language_model(model.demo_lm),
                 whisper=model.whisper,
                 seed=seed,
@@ -59,6 +60,11 @@ def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
             return sizes.build_pretrained(
                 whisper=model.whisper, language_model=model.llm, seed=seed, languages=model.languages
             )
+
+
+def _units(texts: Iterator[str], *, joins_characters: bool) -> Iterator[str]:
+    """What a BPE is trained on: texts, or single characters, whose bytes are then all that it can join."""
+    return texts if joins_characters else (character for text in texts for character in text)
 
 
 def _new_language_model(demo_lm: DemoLanguageModelConfig) -> sizes.NewLanguageModel:
