@@ -12,7 +12,7 @@ from qwen_audio_train.model import sizes
 from qwen_audio_train.model.build import Built, save_built
 from qwen_audio_train.model.load import is_adapter, load_model, load_processor
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set
-from qwen_audio_train.pipeline.texts import texts_of
+from qwen_audio_train.pipeline.texts import fixed_phrases, texts_of
 from qwen_audio_train.training.arguments import INITIAL
 from qwen_audio_train.training.runtime import Ranks
 
@@ -52,6 +52,7 @@ def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
             return sizes.build_demo(
                 _units(texts_of(train_set), joins_characters=model.demo_lm.joins_characters),
                 language_model=_new_language_model(model.demo_lm),
+                phrases=fixed_phrases(),
                 whisper=model.whisper,
                 seed=seed,
                 languages=model.languages,
