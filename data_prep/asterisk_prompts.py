@@ -159,15 +159,20 @@ def _mark_duplicates(prompts: list[Prompt]) -> list[Prompt]:
     return marked
 
 
-def samples_of(prompts: list[Prompt], split: str) -> list[SampleSpec]:
-    """Samples of a set, languages and tasks mixed by a hash of their keys."""
+def samples_of(prompts: list[Prompt], split: str, translate_share: float = 1.0) -> list[SampleSpec]:
+    """Samples of a set, languages and tasks mixed by a hash of their keys.
+
+    ``translate_share`` of the translations that could be made are; dev and test always have all of theirs.
+    """
+    share = translate_share if split == "train" else 1.0
     english = {prompt.prompt_id: prompt.text for prompt in prompts if prompt.language == "en" and prompt.text}
     specs = []
     for prompt in prompts:
         if prompt.split != split:
             continue
         specs.append(_spec(prompt, "transcribe", prompt.language, prompt.text))
-        if prompt.language != "en" and prompt.skip_reason is None and prompt.prompt_id in english:
+        translates = zlib.crc32(f"{prompt.language}/{prompt.prompt_id}".encode()) % 1000 < 1000 * share
+        if translates and prompt.language != "en" and prompt.skip_reason is None and prompt.prompt_id in english:
             specs.append(_spec(prompt, "translate", "en", english[prompt.prompt_id]))
     return sorted(specs, key=lambda spec: zlib.crc32(spec.key.encode()))
 
@@ -213,13 +218,20 @@ def prepare(args: argparse.Namespace) -> None:
             name=name,
             split=split,
             license="CC-BY-SA-3.0",
-            recipe={"corpus": "asterisk_prompts", "revision": REVISION, "packages": versions},
+            recipe={
+                "corpus": "asterisk_prompts",
+                "revision": REVISION,
+                "packages": versions,
+                "translate_share": args.translate_share,
+            },
             limit=args.limit,
             workers=args.workers,
         )
-        write_dataset(samples_of(prompts, split), read_g722, options)
+        write_dataset(samples_of(prompts, split, args.translate_share), read_g722, options)
 
 
 if __name__ == "__main__":
     input_help = "folder of the .deb files (default: download them by apt-get into OUTPUT/cache)"
-    run_corpus(prepare, corpus_arguments(__doc__.splitlines()[0], input_help, input_required=False))
+    parser = corpus_arguments(__doc__.splitlines()[0], input_help, input_required=False)
+    parser.add_argument("--translate-share", type=float, default=1.0, help="share of the training translations to make")
+    run_corpus(prepare, parser)

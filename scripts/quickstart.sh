@@ -50,7 +50,8 @@ train_on() { echo "data.train=data/${corpus}_$1_train"; }
 if [ "$corpus" = asterisk ]; then
   command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
     stop "apt-get and dpkg-deb are needed to fetch the voice prompts; without them run: bash scripts/quickstart.sh data=tts"
-  step data python -m data_prep.asterisk_prompts --output data
+  # Fewer translations than there could be: a small model learns to listen from transcripts.
+  step data python -m data_prep.asterisk_prompts --output data --translate-share 0.4
 else
   step data python -m data_prep.tts --output data
 fi

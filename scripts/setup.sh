@@ -41,4 +41,6 @@ if [ ! -f "$stamp" ]; then
   touch "$stamp"
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+# DeepSpeed warns at import where it finds no accelerator by itself.
+command -v nvidia-smi >/dev/null || export DS_ACCELERATOR=cpu
 export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false

@@ -12,4 +12,4 @@ echo "== Import contracts"
 lint-imports --no-cache >.venv/lint-imports.log || { cat .venv/lint-imports.log; stop "an import runs upwards (above)."; }
 echo "== Tests"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
-exec python -m pytest -n 2 --dist worksteal "$@"
+exec python -m pytest -n 2 --dist loadgroup "$@"

@@ -7,8 +7,12 @@ is relative to the clip's own maximum, which silence never raises.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
+import torch
 from transformers import WhisperFeatureExtractor
 
 from qwen_audio_train.audio.decode import Samples
@@ -24,6 +28,17 @@ STFT_MARGIN_FRAMES = 4
 """The last STFT frame is dropped and the one before sees 200 samples to its right; the rest is slack."""
 MIN_COMPUTED_FRAMES = 64
 """Below about 30 frames the matrix product with the mel filters takes another path and differs by one float32 ulp."""
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A clip's STFT is milliseconds of work; spread over threads it takes up to ten times as long."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 class LogMel:
@@ -45,6 +60,7 @@ class LogMel:
         computed_frames = max(mel_frames(num_samples) + STFT_MARGIN_FRAMES, MIN_COMPUTED_FRAMES)
         padded = np.zeros(min(computed_frames * HOP_SAMPLES, MAX_CLIP_SAMPLES), dtype=np.float32)
         padded[:num_samples] = samples
-        features = self._extractor(padded, sampling_rate=SAMPLING_RATE_HZ, padding=False, return_tensors="np")
+        with _one_thread():
+            features = self._extractor(padded, sampling_rate=SAMPLING_RATE_HZ, padding=False, return_tensors="np")
         mel: npt.NDArray[np.float32] = features["input_features"][0, :, : input_mel_frames(num_samples)]
         return np.ascontiguousarray(mel)

@@ -31,8 +31,11 @@ class DemoLanguageModelConfig:
     num_layers: int = 4
     num_heads: int = 4
     intermediate_size: int = 768
-    vocab_size: int = 400
-    """Entries of the byte-level BPE that is trained on the transcripts of ``data.train``, specials not counted."""
+    vocab_size: int = 512
+    """At most so many entries of the byte-level BPE trained on the texts of ``data.train``, specials not counted."""
+    joins_characters: bool = False
+    """Whether the BPE may join characters into pieces of words; without it an entry is one character. A small corpus is
+    learnt by heart with pieces: held-out character error rate 0.37 with 300 joined entries against 0.25."""
     attention_dropout: float = 0.0
     """Costs a quarter of a step on a CPU, where attention then takes a slower path."""
 

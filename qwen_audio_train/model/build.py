@@ -41,6 +41,7 @@ NEW_ROW_NOISE = 0.1
 differ from each other; small, so that none stands out among the logits."""
 _POSITIONS_PER_CHUNK_SECOND = 50
 _WHISPER_MAX_PERIOD = 10_000
+_SMALLEST_GAIN = 0.05
 
 Built = tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor]
 
@@ -74,7 +75,9 @@ def build_from_parts(
         with torch.device("meta"):
             model = model_class(config)
         model.model.audio_tower = audio_tower
-        model.model.multi_modal_projector.linear = _new_projector(config)
+        model.model.multi_modal_projector.linear = _new_projector(
+            audio_tower.layer_norm, causal_lm.get_input_embeddings().weight
+        )
         model.model.language_model = causal_lm.base_model
         model.lm_head = head
     model.generation_config = _generation_config(tokenizer)
@@ -225,11 +228,19 @@ def _model_config(
     return config
 
 
-def _new_projector(config: Qwen2AudioConfig) -> nn.Linear:
-    """Normal weights at the language model's own initial spread, zero bias."""
-    linear = nn.Linear(config.audio_config.d_model, config.text_config.hidden_size, bias=True)
-    nn.init.normal_(linear.weight, std=config.text_config.initializer_range)
-    nn.init.zeros_(linear.bias)
+def _new_projector(last_norm: nn.LayerNorm, embeddings_VD: torch.Tensor) -> nn.Linear:
+    """Projected audio starts with the spread of token embeddings, and each encoder feature with the same say.
+
+    Whisper's last LayerNorm gives some features ten times the spread of others; its gain and bias are undone in the
+    first weights. Without this, projected audio has several times the norm of text, and its few loudest features drown
+    the rest.
+    """
+    linear = nn.Linear(last_norm.normalized_shape[0], embeddings_VD.shape[1], bias=True)
+    spread = float(embeddings_VD.float().pow(2).mean().sqrt())
+    nn.init.normal_(linear.weight, std=spread / math.sqrt(linear.in_features))
+    gain = last_norm.weight.float()
+    linear.weight.data /= torch.where(gain.abs() < _SMALLEST_GAIN, torch.ones_like(gain), gain)
+    linear.bias.data = -linear.weight @ last_norm.bias.float()
     return linear
 
 

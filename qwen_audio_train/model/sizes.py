@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AddedToken,
     PreTrainedTokenizerFast,
     Qwen2AudioForConditionalGeneration,
     Qwen2Config,
@@ -60,9 +61,10 @@ class NewLanguageModel:
     dropout: float = 0.0
     """Of attention weights; the architecture has no other."""
 
-    def build(self, texts: Iterable[str], seed: int) -> LanguageModelParts:
-        """Random weights from ``seed``; the vocabulary is learnt from ``texts``."""
+    def build(self, texts: Iterable[str], seed: int, phrases: Sequence[str] = ()) -> LanguageModelParts:
+        """Random weights from ``seed``; a vocabulary learnt from ``texts``, in which each of ``phrases`` is one entry."""
         tokenizer = train_byte_level_bpe(texts, self.vocab_size)
+        tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in phrases])
         config = Qwen2Config(
             vocab_size=len(tokenizer),
             hidden_size=self.hidden_size,
@@ -132,6 +134,7 @@ def build_demo(
     texts: Iterable[str],
     *,
     language_model: NewLanguageModel,
+    phrases: Sequence[str] = (),
     whisper: str = WHISPER_BASE_ID,
     seed: int = 0,
     languages: Sequence[str] = DEFAULT_LANGUAGES,
@@ -141,7 +144,7 @@ def build_demo(
     """A real Whisper encoder and a language model from scratch, whose vocabulary is learnt from ``texts``."""
     return build_from_parts(
         whisper=load_whisper(whisper, cache_dir),
-        language_model=language_model.build(texts, seed),
+        language_model=language_model.build(texts, seed, phrases),
         languages=languages,
         seed=seed,
         model_class=model_class,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwen_audio_train.prompts import chat_forms
+from qwen_audio_train.prompts.messages import DEFAULT_SYSTEM, ROLES
+from qwen_audio_train.prompts.tasks import task_prompt
+from qwen_audio_train.prompts.wordings import LANGUAGES
 from qwen_audio_train.samples import ChatRecord, PreferenceRecord, PretrainRecord, Record
 from qwen_audio_train.shards.reader import ShardSet
 
@@ -14,6 +18,23 @@ def texts_of(folder: str) -> Iterator[str]:
     shards = ShardSet.open(folder)
     for i in range(len(shards)):
         yield from _texts(shards.record(i))
+
+
+def fixed_phrases() -> list[str]:
+    """Text that stands around every sample: official task prompts, ChatML's own words, chat instructions.
+
+    A vocabulary of characters would spend most of its tokens on them.
+    """
+    asked = [
+        task_prompt(task, audio_language="en", text_language=language).prompt
+        for task, language in (("transcribe", "en"), *(("translate", code) for code in LANGUAGES))
+    ]
+    chat = [f"{role}\n" for role in ROLES] + [DEFAULT_SYSTEM, *(f"Audio {k}: " for k in range(1, 4))]
+    wordings = (*chat_forms.LANGUAGE_QUESTIONS, *chat_forms.TRANSCRIBE_INSTRUCTIONS)
+    translations = [
+        chat_forms.translate_instruction(choice, "en") for choice in range(len(chat_forms.TRANSLATE_INSTRUCTIONS))
+    ]
+    return list(dict.fromkeys([*asked, *chat, *wordings, *translations]))
 
 
 def _texts(record: Record) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_audio_train.config.model import DemoLanguageModelConfig, ModelConfig, ModelSize
@@ -11,7 +12,7 @@ from qwen_audio_train.model import sizes
 from qwen_audio_train.model.build import Built, save_built
 from qwen_audio_train.model.load import is_adapter, load_model, load_processor
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set
-from qwen_audio_train.pipeline.texts import texts_of
+from qwen_audio_train.pipeline.texts import fixed_phrases, texts_of
 from qwen_audio_train.training.arguments import INITIAL
 from qwen_audio_train.training.runtime import Ranks
 
@@ -49,8 +50,9 @@ def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
             return sizes.build_tiny(seed=seed, languages=model.languages)
         case ModelSize.demo:
             return sizes.build_demo(
-                texts_of(train_set),
+                _units(texts_of(train_set), joins_characters=model.demo_lm.joins_characters),
                 language_model=_new_language_model(model.demo_lm),
+                phrases=fixed_phrases(),
                 whisper=model.whisper,
                 seed=seed,
                 languages=model.languages,
@@ -59,6 +61,11 @@ def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
             return sizes.build_pretrained(
                 whisper=model.whisper, language_model=model.llm, seed=seed, languages=model.languages
             )
+
+
+def _units(texts: Iterator[str], *, joins_characters: bool) -> Iterator[str]:
+    """What a BPE is trained on: texts, or single characters, whose bytes are then all that it can join."""
+    return texts if joins_characters else (character for text in texts for character in text)
 
 
 def _new_language_model(demo_lm: DemoLanguageModelConfig) -> sizes.NewLanguageModel:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 
 from qwen_audio_train.audio.lengths import HOP_SAMPLES, SAMPLING_RATE_HZ
 from qwen_audio_train.checkpoint import publish
@@ -38,6 +38,7 @@ class PlannedTraining(Trainer):
         self.throughput = Throughput()
         self._staging: Path | None = None
         super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # the progress bar shows, metrics.jsonl keeps
         self.stopper = GracefulStop()
         self.add_callback(self.stopper)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ def start(runtime: RuntimeConfig, *, seed: int) -> Ranks:
         dist.init_process_group(backend)
     rank = dist.get_rank() if dist.is_initialized() else 0
     _seed(seed, deterministic=runtime.deterministic)
-    _quiet_other_ranks(rank)
+    _quieten(rank)
     return Ranks(rank=rank, world=world, uses_cpu=uses_cpu)
 
 
@@ -95,6 +96,9 @@ def _seed(seed: int, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _quiet_other_ranks(rank: int) -> None:
+def _quieten(rank: int) -> None:
+    """Other ranks say only what is wrong; bars of loading and saving are for people at a terminal."""
     if rank:
         transformers.logging.set_verbosity_error()
+    if rank or not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from qwen_audio_train.tracking.writer import MetricWriter
+
+LOG_INTERVAL_SECONDS = 15.0
+"""Between redraws of the bar where it goes to a file."""
 
 
 class Progress(TrainerCallback):
@@ -29,7 +33,7 @@ class Progress(TrainerCallback):
                 unit="step",
                 disable=not self._shows_bar,
                 dynamic_ncols=True,
-                mininterval=1.0,
+                mininterval=1.0 if sys.stderr.isatty() else LOG_INTERVAL_SECONDS,
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
