@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts, in batches of like length, from audio at its true length."""
+"""Answers to many prompts, in batches of like length, from audio at its true length."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ class Generator:
     collator: Collator
     max_new_tokens: int
     llm_tokens_per_batch: int
+    temperature: float = 0.0
+    """0 is greedy; above, answers are drawn from torch's global random state."""
 
     def answer(self, prompts: Sequence[Prompt], clips: ClipSource, *, title: str) -> list[Answer]:
         """Answers in the order of the prompts."""
@@ -78,7 +80,8 @@ class Generator:
             inputs_embeds=self.model.embed(**batch),
             attention_mask=attention_mask,
             max_new_tokens=self.max_new_tokens,
-            do_sample=False,
+            do_sample=self.temperature > 0,
+            temperature=self.temperature or None,
             eos_token_id=ends,
             pad_token_id=self.collator.pad_id,
         )

@@ -62,7 +62,7 @@ class NewLanguageModel:
     """Of attention weights; the architecture has no other."""
 
     def build(self, texts: Iterable[str], seed: int, phrases: Sequence[str] = ()) -> LanguageModelParts:
-        """Random weights from ``seed``; a vocabulary learnt from ``texts``, in which each of ``phrases`` is one entry."""
+        """Random weights from ``seed``; a vocabulary learnt from ``texts``, with each of ``phrases`` as one entry."""
         tokenizer = train_byte_level_bpe(texts, self.vocab_size)
         tokenizer.add_tokens([AddedToken(phrase, normalized=False, special=False) for phrase in phrases])
         config = Qwen2Config(
