@@ -45,7 +45,7 @@ def test_override_replaces_the_wording_but_keeps_the_space_rule() -> None:
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(ConfigError, match="known: transcribe, translate, emotion"):
         task_prompt("asr", audio_language="en", text_language="en")
-    with pytest.raises(ConfigError, match=r"'xx'.*known: ar, ca"):
+    with pytest.raises(ConfigError, match=r"'xx'.*known: ar, be"):
         task_prompt("translate", audio_language="en", text_language="xx")
 
 
