@@ -37,6 +37,7 @@ LICENSES = {"en": "CC-BY-SA-3.0", "es": "CC-BY-SA-3.0", "fr": "CC-BY-SA-3.0", "i
 SPLITS = ("test", "dev", "train")
 """In the order in which a clip that occurs in several is kept."""
 MIN_SECONDS = 0.1
+G722_BITS_PER_SECOND = 64_000
 
 LINE = re.compile(r"([A-Za-z0-9_\-./+]+)\s*:\s*(.*)")
 SQUARE_OR_ANGLE = re.compile(r"\[[^\]]*\]|<[^>]*>")
@@ -159,6 +160,14 @@ def _mark_duplicates(prompts: list[Prompt]) -> list[Prompt]:
     return marked
 
 
+def _within(prompt: Prompt, max_seconds: float | None) -> Prompt:
+    """Marks recordings over the limit, so that they are listed like all else that is left out."""
+    seconds = prompt.path.stat().st_size * 8 / G722_BITS_PER_SECOND
+    if max_seconds is None or prompt.skip_reason is not None or seconds <= max_seconds:
+        return prompt
+    return replace(prompt, skip_reason=f"{seconds:.1f} s, longer than --max-seconds {max_seconds}")
+
+
 def samples_of(prompts: list[Prompt], split: str, translate_share: float = 1.0) -> list[SampleSpec]:
     """Samples of a set, languages and tasks mixed by a hash of their keys.
 
@@ -209,7 +218,7 @@ def prepare(args: argparse.Namespace) -> None:
         fetch_packages(debs)
     unpacked = args.output / "cache" / "asterisk_unpacked"
     unpack_packages(debs, unpacked)
-    prompts = find_prompts(unpacked)
+    prompts = [_within(prompt, args.max_seconds) for prompt in find_prompts(unpacked)]
     versions = sorted(deb.name for name in package_names() for deb in debs.glob(f"{name}_*.deb"))
     for split in reversed(SPLITS):
         name = f"asterisk_pretrain_{split}"
@@ -223,6 +232,7 @@ def prepare(args: argparse.Namespace) -> None:
                 "revision": REVISION,
                 "packages": versions,
                 "translate_share": args.translate_share,
+                "max_seconds": args.max_seconds,
             },
             limit=args.limit,
             workers=args.workers,
@@ -234,4 +244,5 @@ if __name__ == "__main__":
     input_help = "folder of the .deb files (default: download them by apt-get into OUTPUT/cache)"
     parser = corpus_arguments(__doc__.splitlines()[0], input_help, input_required=False)
     parser.add_argument("--translate-share", type=float, default=1.0, help="share of the training translations to make")
+    parser.add_argument("--max-seconds", type=float, help="leave out (and list) longer recordings, in every set")
     run_corpus(prepare, parser)

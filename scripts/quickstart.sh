@@ -50,8 +50,9 @@ train_on() { echo "data.train=data/${corpus}_$1_train"; }
 if [ "$corpus" = asterisk ]; then
   command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
     stop "apt-get and dpkg-deb are needed to fetch the voice prompts; without them run: bash scripts/quickstart.sh data=tts"
-  # Fewer translations than there could be: a small model learns to listen from transcripts.
-  step data python -m data_prep.asterisk_prompts --output data --translate-share 0.4
+  # Sized for minutes: one clip in twenty is longer than 10 s and takes a quarter of the time; and a small model learns
+  # to listen from transcripts, so not every possible translation is made.
+  step data python -m data_prep.asterisk_prompts --output data --max-seconds 10 --translate-share 0.4
 else
   step data python -m data_prep.tts --output data
 fi

@@ -60,7 +60,9 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
     write_language(unpacked, "es", f"{TRAIN}: uno\n{TEST}: cero\n", {TRAIN: (4800, 2), TEST: (4800, 7)})
     for language in ("fr", "it", "ru"):
         write_language(unpacked, language, f"{TRAIN}: {language} text\n", {TRAIN: (4000, 10 + ord(language[0]))})
-    return argparse.Namespace(input=debs, output=tmp_path / "out", limit=None, workers=0, translate_share=1.0)
+    return argparse.Namespace(
+        input=debs, output=tmp_path / "out", limit=None, workers=0, translate_share=1.0, max_seconds=None
+    )
 
 
 def test_prompts_of_the_test_are_in_different_splits() -> None:
