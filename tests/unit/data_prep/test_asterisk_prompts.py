@@ -136,3 +136,21 @@ def test_says_which_package_is_missing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(asterisk.shutil, "which", lambda name: name)
     with pytest.raises(ConfigError, match=r"holds no asterisk-core-sounds-en_\*\.deb"):
         asterisk.unpack_packages(tmp_path, tmp_path / "out")
+
+
+def test_long_recordings_are_marked_with_their_length(tmp_path: Path) -> None:
+    path = tmp_path / "a.g722"
+    path.write_bytes(bytes(24_000))  # 3 s at 64 kbit/s
+    prompt = asterisk.Prompt("a", "en", path, "voice", "text")
+    assert asterisk._within(prompt, 3.0) == prompt
+    assert asterisk._within(prompt, None) == prompt
+    assert asterisk._within(prompt, 2.9).skip_reason == "3.0 s, longer than --max-seconds 2.9"
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 3)])
+def test_translate_share_concerns_training_only(arguments: argparse.Namespace, share: float, expected: int) -> None:
+    arguments.translate_share = share
+    asterisk.prepare(arguments)
+    for split, count in (("train", expected), ("test", 1)):
+        shards = ShardSet.open(arguments.output / f"asterisk_pretrain_{split}")
+        assert sum(shards.record(i).task == "translate" for i in range(len(shards))) == count
