@@ -15,7 +15,7 @@ from qwen_audio_train.config.load import recipe
 from qwen_audio_train.config.stages import EvaluateConfig
 from qwen_audio_train.evaluation import tasks
 from qwen_audio_train.evaluation.generate import Generator
-from qwen_audio_train.evaluation.report import DpoScores
+from qwen_audio_train.evaluation.report import DpoScores, scores_table
 from qwen_audio_train.evaluation.rewards import pair_rewards
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.pipeline.batches import BatchBuilder
@@ -73,7 +73,8 @@ def write(wanted: EvaluationConfig, scores: DpoScores, lines: list[dict[str, obj
     (output / "predictions.jsonl").write_text(text, encoding="utf-8")
     values = dataclasses.asdict(scores)
     (output / "scores.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({wanted.name: values}, indent=1))
+    print(scores_table(wanted.name, scores))
+    print(f"  {output / 'scores.json'}\n  {output / 'predictions.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -175,6 +175,14 @@ def table(summary: Summary) -> str:
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
+def scores_table(name: str, scores: DpoScores) -> str:
+    """One model's scores for a terminal, a metric a line; what was not measured is left out."""
+    made = rows(Summary(dpo=scores))
+    column = COLUMNS.index("dpo")
+    lines = [f"{row.title:<32}{row.cells[column]:>8}" for row in made if row.cells[column] != NOT_MEASURED]
+    return "\n".join([f"Scores of {name}", *lines])
+
+
 def markdown_table(summary: Summary) -> str:
     """The same table for a README, the best stage of each row in bold."""
     lines = [

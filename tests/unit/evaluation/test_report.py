@@ -97,3 +97,9 @@ def test_markdown_table(summary: Summary) -> None:
     lines = report.markdown_table(summary).splitlines()
     assert {line.count("|") for line in lines} == {8}
     assert "| BLEU into English \N{UPWARDS ARROW} | - | 0.0 | **12.3** | - | - | - |" in lines
+
+
+def test_scores_of_one_model_leave_out_what_was_not_measured():
+    text = report.scores_table("sft", report.DpoScores(cer={"en": 0.25}, bleu=12.0))
+    assert text.splitlines()[0] == "Scores of sft"
+    assert [line.split()[-1] for line in text.splitlines()[1:]] == ["0.250", "12.0"]
