@@ -61,22 +61,26 @@ def render(clip_samples: list[int], seed: int) -> Rendered:
 
 def stock_scores(pair: Pair, rendered: Rendered, clips: list[np.ndarray]) -> torch.Tensor:
     """Log-probabilities of one sample by stock transformers: padding to the whole window, full logits."""
-    inputs = {}
+    inputs, device = {}, pair.stock.device
     if clips:
         features = pair.extractor(
             clips, sampling_rate=16_000, return_attention_mask=True, padding="max_length", return_tensors="pt"
         )
-        inputs = {"input_features": features.input_features, "feature_attention_mask": features.attention_mask}
-    ids = torch.tensor(rendered.input_ids).long()[None]
+        inputs = {
+            "input_features": features.input_features.to(device, pair.stock.dtype),
+            "feature_attention_mask": features.attention_mask.to(device),
+        }
+    ids = torch.tensor(rendered.input_ids, device=device).long()[None]
     logits = pair.stock(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **inputs).logits
-    log_probs = logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-    return log_probs[torch.tensor(rendered.supervised[1:])]
+    log_probs = logits[0, :-1].float().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    return log_probs[torch.tensor(rendered.supervised[1:], device=device)]
 
 
 def efficient_scores(pair: Pair, renders: list[Rendered], clips: list[list[np.ndarray]]):
     batch = Collator(0, builders.AUDIO_ID, silent_clip(80)).rows(
         renders, [[ClipFeatures(pair.log_mel(c), lengths.mel_frames(len(c))) for c in sample] for sample in clips]
     )
+    batch = {name: tensor.to(pair.efficient.device) for name, tensor in batch.items()}
     return pair.efficient(**batch).log_probs, batch
 
 
