@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,13 @@ SETTINGS = [
     "runtime.device=cpu",
 ]
 SETS = {"pretrain": sets.pretrain_set, "sft": sets.chat_set, "dpo": sets.preference_set}
-_PORTS = iter(range(29610, 29700))
+
+
+def free_port() -> str:
+    """A port that nothing on this machine listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 class Stages:
@@ -73,9 +80,9 @@ class Stages:
         if strategy.startswith("single"):
             return [sys.executable]
         if strategy.startswith("accelerate"):
-            port = str(next(_PORTS))
+            port = free_port()
             return [str(BIN / "accelerate"), "launch", "--num_processes", "2", "--cpu", "--main_process_port", port]
-        return [*TORCHRUN, str(next(_PORTS))]
+        return [*TORCHRUN, free_port()]
 
 
 @pytest.fixture(scope="module")

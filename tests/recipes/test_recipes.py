@@ -106,7 +106,7 @@ def test_three_stages_and_evaluation(workshop, tmp_path, monkeypatch):
         f"evaluation.preference_set={workshop.folder / 'dpo'}", f"evaluation.reference={tmp_path / 'sft' / 'final'}",
         f"evaluation.output={tmp_path / 'scores'}", "runtime.device=cpu",
     )  # fmt: skip
-    assert '"tried"' in said
+    assert "Scores of tried" in said
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert scores["reward_margin"] != 0.0
     assert 0.0 <= scores["reward_accuracy"] <= 1.0
