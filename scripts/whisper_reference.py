@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import groupby
 from pathlib import Path
 
 from tqdm import tqdm
 
 from qwen_audio_train.evaluation.metrics import Unit, error_rate_by_language
 from qwen_audio_train.model.whisper import WHISPER_BASE_ID, load_whisper_full
+from qwen_audio_train.pipeline.lanes import in_lanes
 from qwen_audio_train.samples import PretrainRecord
 from qwen_audio_train.shards.reader import ShardSet
 
@@ -33,14 +35,22 @@ def main() -> None:
         (r for r in records if r.task == "transcribe"), key=lambda r: (r.audio_language, -r.clips[0].num_samples)
     )
     whisper = load_whisper_full(args.whisper)
+    waveforms = [shards.read_clip(r.clips[0], r.origin) for r in spoken]
+    groups = [
+        list(numbers[start : start + args.clips_at_once])
+        for _, same_language in groupby(range(len(spoken)), key=lambda i: spoken[i].audio_language)
+        for numbers in [list(same_language)]
+        for start in range(0, len(numbers), args.clips_at_once)
+    ]
+
+    def transcribe(numbers: list[int]) -> list[str]:
+        return whisper.transcribe([waveforms[i] for i in numbers], spoken[numbers[0]].audio_language)
+
     answers: list[str] = []
     with tqdm(total=len(spoken), desc="Whisper-base", unit="clip") as bar:
-        while len(answers) < len(spoken):
-            language = spoken[len(answers)].audio_language
-            group = [r for r in spoken[len(answers) :] if r.audio_language == language][: args.clips_at_once]
-            waveforms = [shards.read_clip(r.clips[0], r.origin) for r in group]
-            answers += whisper.transcribe(waveforms, language)
-            bar.update(len(group))
+        for group_answers in in_lanes(transcribe, groups, device=whisper.model.device):
+            answers += group_answers
+            bar.update(len(group_answers))
 
     references, languages = [r.text for r in spoken], [r.audio_language for r in spoken]
     cer = error_rate_by_language(references, answers, languages, Unit.characters)

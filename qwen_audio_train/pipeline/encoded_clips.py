@@ -9,6 +9,7 @@ samples or sets share is encoded once. A 3 s clip of a 512-wide encoder takes 15
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ import torch
 from tqdm.auto import tqdm
 
 from qwen_audio_train.audio import lengths
+from qwen_audio_train.audio.decode import Samples
 from qwen_audio_train.audio.features import LogMel
 from qwen_audio_train.pipeline.collate import stack_mels
+from qwen_audio_train.pipeline.lanes import in_lanes
 from qwen_audio_train.samples import Clip, ClipFeatures, EncodedClip, Origin
 from qwen_audio_train.shards.reader import ShardSet
 
@@ -54,6 +57,7 @@ class Encoder(Protocol):
     """What filling needs of a model (model/efficient.py has it; this part knows no models)."""
 
     config: Any
+    device: torch.device
 
     def encode(self, mels_NMF: torch.Tensor, mel_frames_N: torch.Tensor) -> torch.Tensor:
         """States (N, A, D) of mels (N, M, F)."""
@@ -72,21 +76,45 @@ def encode_set(model: Encoder, set_folder: str, cache_dir: str, *, shows_progres
         encode=model.encode,
         width=audio.d_model,
         num_mel_bins=audio.num_mel_bins,
+        device=model.device,
         shows_progress=shows_progress,
     )
 
 
 def fill(
-    folder: Path, shards: ShardSet, *, encode: Encode, width: int, num_mel_bins: int, shows_progress: bool
+    folder: Path,
+    shards: ShardSet,
+    *,
+    encode: Encode,
+    width: int,
+    num_mel_bins: int,
+    device: torch.device,
+    shows_progress: bool,
 ) -> EncodedClips:
-    """Encode the clips of a set that the folder does not hold yet. One process at a time may do this.
+    """Encode the clips of a set that the folder does not hold yet. Processes take turns.
 
     Args:
         encode: (mels (N, M, F), mel_frames (N,)) -> states (N, A, D).
+        device: where ``encode`` computes.
 
     Interrupted work is kept: states are appended first and named in the index after.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and then finds the clips encoded
+        _fill(folder, shards, encode, width, num_mel_bins, device, shows_progress)
+    return EncodedClips(folder)
+
+
+def _fill(
+    folder: Path,
+    shards: ShardSet,
+    encode: Encode,
+    width: int,
+    num_mel_bins: int,
+    device: torch.device,
+    shows_progress: bool,
+) -> None:
     index_path, states_path = folder / "index.json", folder / "states.f32"
     index: dict[str, Any] = {"width": width, "clips": {}}
     if index_path.exists():
@@ -99,8 +127,11 @@ def fill(
         file.seek(0, os.SEEK_END)
         bar = tqdm(total=len(missing), desc=f"Encoding {shards.name}", unit="clip", disable=not shows_progress)
         try:
-            for group in _groups(missing):
-                for clip, states in zip(group, _encode(group, shards, encode, num_mel_bins), strict=True):
+            groups = list(_groups(missing))
+            waveforms = ([shards.read_clip(clip, origin) for clip, origin in group] for group in groups)
+            encoded = in_lanes(lambda clips: _encode(clips, encode, num_mel_bins), waveforms, device=device)
+            for group, group_states in zip(groups, encoded, strict=True):
+                for clip, states in zip(group, group_states, strict=True):
                     file.write(states.tobytes())
                     known[clip[0].sha256] = [num_rows, len(states)]
                     num_rows += len(states)
@@ -110,7 +141,6 @@ def fill(
             file.flush()
             os.fsync(file.fileno())
             _write_index(index_path, index)
-    return EncodedClips(folder)
 
 
 def _missing(shards: ShardSet, known: dict[str, list[int]]) -> list[tuple[Clip, Origin]]:
@@ -136,19 +166,18 @@ def _groups(clips: list[tuple[Clip, Origin]]) -> Iterator[list[tuple[Clip, Origi
         yield group
 
 
-def _encode(
-    group: list[tuple[Clip, Origin]], shards: ShardSet, encode: Encode, num_mel_bins: int
-) -> Iterator[np.ndarray]:
+def _encode(waveforms: list[Samples], encode: Encode, num_mel_bins: int) -> list[np.ndarray]:
+    """Encoder states (A, D) of clips. Runs in a lane."""
     log_mel = LogMel(num_mel_bins)
-    features = [
-        ClipFeatures(log_mel(shards.read_clip(clip, origin)), lengths.mel_frames(clip.num_samples))
-        for clip, origin in group
-    ]
-    mels, mel_frames = stack_mels(features)
+    mels, mel_frames = stack_mels(
+        [ClipFeatures(log_mel(samples), lengths.mel_frames(len(samples))) for samples in waveforms]
+    )
     with torch.no_grad():
         states_NAD = encode(mels, mel_frames).float().cpu().numpy()
-    for (clip, _), states_AD in zip(group, states_NAD, strict=True):
-        yield states_AD[: lengths.audio_tokens(clip.num_samples)]
+    return [
+        states_AD[: lengths.audio_tokens(len(samples))]
+        for samples, states_AD in zip(waveforms, states_NAD, strict=True)
+    ]
 
 
 def _write_index(path: Path, index: dict[str, object]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from qwen_audio_train.pipeline.batches import EncodedSource, MelSource
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set, fill
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
+
+CPU = torch.device("cpu")
+ONE = torch.device("meta")  # not a CPU: one lane
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,7 @@ def test_training_on_kept_states_equals_training_on_clips(workshop, model, tmp_p
 
 def test_interrupted_filling_goes_on(model, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FRAMES_AT_ONCE", 60)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one lane: what was made before the break is kept
     made: list[int] = []
 
     def encode(mels, mel_frames):
@@ -70,7 +76,7 @@ def test_interrupted_filling_goes_on(model, shards, tmp_path, monkeypatch):
         return model.encode(mels, mel_frames)
 
     def go_on(how, folder):
-        return fill(folder, shards, encode=how, width=32, num_mel_bins=80, shows_progress=False)
+        return fill(folder, shards, encode=how, width=32, num_mel_bins=80, device=CPU, shows_progress=False)
 
     with pytest.raises(KeyboardInterrupt):
         go_on(encode, tmp_path / "broken")
@@ -117,3 +123,24 @@ def test_sources_read_what_the_collator_takes_and_mask_by_seed(model, workshop, 
     assert not np.array_equal(first, plain)
     assert not np.array_equal(first, other)
     assert np.array_equal(encoded.read(clip).states_AD, plain), "what is kept is never changed"
+
+
+def test_two_processes_do_not_fill_at_the_same_time(model, shards, tmp_path):
+    encoding = threading.Lock()
+
+    def alone(mels, mel_frames):
+        assert encoding.acquire(blocking=False)
+        states = model.encode(mels, mel_frames)
+        encoding.release()
+        return states
+
+    def run():
+        filled.append(fill(tmp_path, shards, encode=alone, width=32, num_mel_bins=80, device=ONE, shows_progress=False))
+
+    filled: list[EncodedClips] = []
+    runs = [threading.Thread(target=run) for _ in range(2)]
+    for thread in runs:
+        thread.start()
+    for thread in runs:
+        thread.join()
+    assert len(filled) == 2
