@@ -30,9 +30,10 @@ SAMPLES_PER_SHARD = 200
 def read_transcripts(path: Path) -> dict[str, str]:
     """Utterance id -> text."""
     texts = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         utterance, _, text = line.strip().partition(" ")
-        texts[utterance] = half_width("".join(text.split()))
+        if utterance:
+            texts[utterance] = half_width("".join(text.split()))
     return texts
 
 

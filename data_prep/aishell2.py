@@ -36,7 +36,7 @@ def read_paths(folder: Path) -> dict[str, str]:
     """Utterance id -> path relative to ``folder``: as wav.scp says, or by looking where there is none."""
     if not (folder / "wav.scp").exists():
         return {path.stem: path.relative_to(folder).as_posix() for path in sorted((folder / "wav").rglob("*.wav"))}
-    lines = (folder / "wav.scp").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "wav.scp").read_text(encoding="utf-8").split("\n")
     return dict(line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
 
 

@@ -27,30 +27,30 @@ SPLIT_OF_SUBSET = {"XS": "train", "S": "train", "M": "train", "L": "train", "XL"
 """XS to XL hold one another."""
 PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 NO_SPEECH = frozenset({"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"})
+LIST_START = re.compile(r'"audios"\s*:\s*\[')
+BETWEEN = re.compile(r"[\s,]*")
 CHUNK_CHARACTERS = 4 << 20
 MAX_RECORDING_CHARACTERS = 256 << 20
 
 
 def recordings_of(manifest: Path) -> Iterator[dict[str, Any]]:
     """The entries of ``audios``, one at a time. Raises ConfigError for a manifest that is cut or none."""
-    decoder, buffer, start = json.JSONDecoder(), "", None
+    decoder, buffer, at = json.JSONDecoder(), "", None
     with manifest.open(encoding="utf-8") as file:
         while chunk := file.read(CHUNK_CHARACTERS):
-            buffer += chunk
-            if start is None:
-                if (start := re.search(r'"audios"\s*:\s*\[', buffer)) is None:
-                    continue
-                buffer = buffer[start.end() :]
-            while (buffer := buffer.lstrip(" \t\r\n,")) and not buffer.startswith("]"):
+            buffer = buffer[at or 0 :] + chunk
+            if at is None and (start := LIST_START.search(buffer)) is None:
+                continue
+            at = start.end() if at is None else 0
+            while (at := BETWEEN.match(buffer, at).end()) < len(buffer) and buffer[at] != "]":
                 try:
-                    recording, end = decoder.raw_decode(buffer)
+                    recording, at = decoder.raw_decode(buffer, at)
                 except json.JSONDecodeError:
-                    break
+                    break  # it goes on in the next chunk
                 yield recording
-                buffer = buffer[end:]
-            if buffer.startswith("]"):
+            if buffer.startswith("]", at):
                 return
-            if len(buffer) > MAX_RECORDING_CHARACTERS:
+            if len(buffer) - at > MAX_RECORDING_CHARACTERS:
                 break
     raise ConfigError(f"'{manifest}' is no whole GigaSpeech manifest: its list 'audios' has no end; fetch it again")
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,10 +35,8 @@ Utterance = tuple[int, int]
 def repair(text: str) -> str:
     """Undo what was read in the wrong encoding: single bytes of cp1252 as C1 controls, UTF-8 as cp1252."""
     if "\u00e2\u20ac" in text:
-        try:
+        with suppress(UnicodeError):  # a mixture of both; the controls are still mended below
             text = text.encode("cp1252").decode("utf-8")
-        except UnicodeError:
-            pass  # A mixture of both; the controls are still mended below.
     controls = {chr(code): bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
     return " ".join("".join(controls.get(character, character) for character in text).split())
 
@@ -48,7 +48,8 @@ def read_labels(path: Path) -> dict[Utterance, dict[str, str]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("cp1252", "replace")
-    rows = csv.DictReader(text.splitlines(keepends=True))
+    # Not splitlines: an ellipsis of cp1252 read as Latin-1 is U+0085, which that takes for the end of a line.
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     return {(int(row["Dialogue_ID"]), int(row["Utterance_ID"])): row for row in rows}
 
 
@@ -65,19 +66,19 @@ def choose_videos(names: list[str]) -> dict[Utterance, str]:
 
 
 def videos_of(root: Path, split: str) -> Iterator[tuple[Utterance, Any]]:
-    """Each utterance's video, as a path or as bytes."""
+    """Each utterance's video, as a path or as bytes. Unpacked folders, all named after their split, go first."""
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and split in path.name):
+        paths = [path.relative_to(root).as_posix() for path in sorted(folder.rglob("*.mp4"))]
+        yield from ((utterance, str(root / name)) for utterance, name in sorted(choose_videos(paths).items()))
+        return
     for archive, inner in ((root / f"{split}.tar.gz", None), (root / "MELD.Raw.tar.gz", f"{split}.tar.gz")):
-        if archive.is_file() and not (root / split).is_dir():
-            chosen = {
-                name: utterance for utterance, name in choose_videos(list(archive_names(archive, inner=inner))).items()
-            }
-            for name, data in archive_files(archive, chosen.__contains__, inner=inner):
-                yield chosen[name], (data, "mp4")
+        if archive.is_file():
+            chosen = choose_videos(list(archive_names(archive, inner=inner)))
+            utterance_of = {name: utterance for utterance, name in chosen.items()}
+            for name, data in archive_files(archive, utterance_of.__contains__, inner=inner):
+                yield utterance_of[name], (data, "mp4")
             return
-    if not (root / split).is_dir():
-        raise ConfigError(f"'{root}' has neither MELD.Raw.tar.gz nor {split}.tar.gz nor a folder {split}")
-    paths = [path.relative_to(root).as_posix() for path in sorted((root / split).rglob("*.mp4"))]
-    yield from ((utterance, str(root / name)) for utterance, name in sorted(choose_videos(paths).items()))
+    raise ConfigError(f"'{root}' has neither MELD.Raw.tar.gz nor {split}.tar.gz nor a folder of {split} videos")
 
 
 def samples_of(root: Path, split: str, task: str) -> Iterator[SampleSpec]:
