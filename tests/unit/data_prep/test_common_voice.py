@@ -10,7 +10,19 @@ from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.shards.reader import ShardSet
 from tests.unit.data_prep.conftest import run, skipped_of, texts_of
 
-HEADER = "client_id path sentence up_votes down_votes age gender accents variant locale segment".split()
+HEADER = [
+    "client_id",
+    "path",
+    "sentence",
+    "up_votes",
+    "down_votes",
+    "age",
+    "gender",
+    "accents",
+    "variant",
+    "locale",
+    "segment",
+]
 
 
 def row(name: str, sentence: str, locale: str) -> str:
