@@ -17,7 +17,7 @@ TIMES = '8,21,"00:16:16,059","00:16:21,731"'
 ROWS = [
     f'1,"I\u0092m so sorry\u0085 ""really""",Chandler,sadness,negative,0,0,{TIMES}',
     f"2,Itâ€™s fine.,The Interviewer,joy,positive,0,1,{TIMES}",
-    f"3,Prefixed only.,Joey,neutral,neutral,1,0,{TIMES}",
+    f"3,Prefixed only\u0085,Joey,neutral,neutral,1,0,{TIMES}",
     f"4,Unreadable.,Joey,anger,negative,1,1,{TIMES}",
     f"5,No video.,Joey,fear,negative,2,0,{TIMES}",
 ]
@@ -78,6 +78,7 @@ def test_takes_emotions_from_the_archive_in_the_archive(release: Path, tmp_path:
     assert first.extra == {"transcript": 'I\u2019m so sorry\u2026 "really"', "speaker": "Chandler"}
     assert first.task == "emotion"
     assert first.clips[0].num_samples < 6500, "the video with a prefix was taken"
+    assert records["test/dia1_utt0"].extra["transcript"] == "Prefixed only\u2026"
     assert records["test/dia0_utt1"].extra["transcript"] == "It\u2019s fine."
 
 
