@@ -222,8 +222,8 @@ def prepare(args: argparse.Namespace) -> None:
     versions = sorted(deb.name for name in package_names() for deb in debs.glob(f"{name}_*.deb"))
     for split in reversed(SPLITS):
         name = f"asterisk_pretrain_{split}"
-        options = SetOptions(
-            directory=args.output / name,
+        options = SetOptions.from_arguments(
+            args,
             name=name,
             split=split,
             license="CC-BY-SA-3.0",
@@ -234,8 +234,6 @@ def prepare(args: argparse.Namespace) -> None:
                 "translate_share": args.translate_share,
                 "max_seconds": args.max_seconds,
             },
-            limit=args.limit,
-            workers=args.workers,
         )
         write_dataset(samples_of(prompts, split, args.translate_share), read_g722, options)
 
