@@ -178,9 +178,7 @@ class _BinReader(Dataset[Batch]):
     def __getitem__(self, planned: PlannedBin) -> Batch:  # type: ignore[override]
         epochs = planned.bin.epochs.tolist()
         alike = len(set(epochs)) <= 1
-        return self._builder.build(
-            planned.bin.samples.tolist(), (epochs or [planned.epoch])[0] if alike else epochs
-        )
+        return self._builder.build(planned.bin.samples.tolist(), (epochs or [planned.epoch])[0] if alike else epochs)
 
 
 class _PlannedSampler(Sampler[PlannedBin]):

@@ -1,8 +1,8 @@
 """Samples of a window into bins under two budgets, tokens and encoder frames.
 
-``packed``: sums must fit; best-fit decreasing, or, where a window is only a few steps, evenly over as many bins as whole
-steps have. ``padded``: rows times the longest row must fit; neighbours in size share a bin. Every sample lands in one
-bin, the budgets are never exceeded, and the bins come to whole steps.
+``packed``: sums must fit; best-fit decreasing, or, where a window is only a few steps, evenly over as many bins as
+whole steps have. ``padded``: rows times the longest row must fit; neighbours in size share a bin. Every sample lands
+in one bin, the budgets are never exceeded, and the bins come to whole steps.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def bin_sizes(
     return rows * longest[0], rows * longest[1]
 
 
-def bin_costs(
-    bin_of: Positions, num_bins: int, tokens: Positions, frames: Positions, budget: Budget
-) -> Positions:
+def bin_costs(bin_of: Positions, num_bins: int, tokens: Positions, frames: Positions, budget: Budget) -> Positions:
     """Share of the token budget plus share of the frame budget, times both budgets: whole numbers, so that they compare
     alike on every machine. Shape (num_bins,)."""
     size_tokens, size_frames = bin_sizes(bin_of, num_bins, tokens, frames, budget)
@@ -182,9 +180,7 @@ def _levelled_runs(tokens: Positions, frames: Positions, budget: Budget) -> Posi
     return bin_of
 
 
-def _whole_steps(
-    bin_of: Positions, tokens: Positions, frames: Positions, budget: Budget
-) -> tuple[Positions, int]:
+def _whole_steps(bin_of: Positions, tokens: Positions, frames: Positions, budget: Budget) -> tuple[Positions, int]:
     """Spread some of the cheapest bins over more, until the bins come to whole steps."""
     per_step, count = budget.bins_per_step, _count(bin_of)
     total = _whole(count, per_step)

@@ -1,8 +1,8 @@
 """One source of a mixture: what the plan knows of a set of samples, and in which order it is drawn.
 
-A source is drawn by *positions*, 0 to its size for its first epoch, on to twice its size for its second, and so on. Each
-epoch is a keyed permutation of slices of neighbouring samples, so that a read of a window touches few places of a disk,
-and so that a hundred million samples are put in order by permuting their slices.
+A source is drawn by *positions*, 0 to its size for its first epoch, on to twice its size for its second, and so on.
+Each epoch is a keyed permutation of slices of neighbouring samples, so that a window's reads touch few places of a disk, and
+so that a hundred million samples are put in order by permuting their slices.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _weight_problems(sources: Sequence[Source]) -> list[str]:
         return []
     if without:
         return [f"sources without a weight beside others with one: {', '.join(without)}; give all a weight, or none"]
-    problems = [f"{s.name}: weight is {s.weight}, must be 0 or more" for s in sources if s.weight is not None and s.weight < 0]
+    problems = [
+        f"{s.name}: weight is {s.weight}, must be 0 or more" for s in sources if s.weight is not None and s.weight < 0
+    ]
     if not any(weights):
         problems.append("all weights are 0: nothing would be drawn")
     return problems

@@ -1,7 +1,7 @@
 """The plan: which samples make up step k, as a pure function of (seed, sources, weights, budget).
 
-It knows no ranks, no workers and no history. Any world size that divides ``bins_per_step`` runs the same steps, resuming
-is a look-up of a position, and what a step holds never depends on how long the run will be.
+It knows no ranks and no workers. Any world size that divides ``bins_per_step`` runs the same steps, resuming is a
+look-up of a position, and what a step holds never depends on how long the run will be.
 
 One window is worked out at a time. The one thing that grows with a source is permuting its slices, once an epoch: 0.2 s
 at 100 million samples.
@@ -16,19 +16,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 from typing import Any, Final
 
-import numpy as np
-
-from qwen_audio_train.errors import CheckpointError, ConfigError
-from qwen_audio_train.plan.budget import Budget, require_fits
-from qwen_audio_train.plan.history import appended
-from qwen_audio_train.plan.position import PlanPosition, changes
+from qwen_audio_train.errors import ConfigError
+from qwen_audio_train.plan.budget import Budget
+from qwen_audio_train.plan.draws import Draws
+from qwen_audio_train.plan.history import continued
+from qwen_audio_train.plan.position import PlanPosition
 from qwen_audio_train.plan.segments import Segment
 from qwen_audio_train.plan.skips import Skips
-from qwen_audio_train.plan.sources import Source, SourceOrder, require_mixture
-from qwen_audio_train.plan.windows import Bin, Drawn, PlannedWindow, plan_window
+from qwen_audio_train.plan.sources import Source, require_mixture
+from qwen_audio_train.plan.windows import Bin, PlannedWindow, plan_window
 
 PLAN_VERSION: Final = 2
 """Goes into the hash of a plan: raise it when the same inputs give another order."""
@@ -78,14 +78,14 @@ class Plan:
         self.seed = seed
         self.budget = budget
         self.skips = Skips.of(skip_steps)
+        self._draws = Draws(self.sources)
         self._identity = {
             "version": PLAN_VERSION,
             "seed": seed,
             "budget": asdict(budget),
-            "sources": [source.identity() for source in sorted(sources, key=lambda source: source.name)],
+            "sources": self._draws.identities,
         }
         self.segments = tuple(segments) if segments else (Segment(0, 0, self._identity),)
-        self._orders: dict[tuple[int, int, int, bool], SourceOrder] = {}
         self._windows: OrderedDict[int, PlannedWindow] = OrderedDict()
         self._anchor = 0
         self._first_steps = [0]
@@ -182,9 +182,8 @@ class Plan:
             self._windows.move_to_end(number)
         else:
             segment = self.segment_of(number)
-            budget = Budget(**segment.identity["budget"])
-            drawn = self._drawn(segment, number, budget)
-            self._windows[number] = plan_window(drawn, budget, seed=int(segment.identity["seed"]), window=number)
+            drawn = self._draws.window(segment, number)
+            self._windows[number] = plan_window(drawn, segment.budget, seed=segment.seed, window=number)
             self.windows_planned += 1
             if len(self._windows) > _WINDOWS_KEPT:
                 self._windows.popitem(last=False)
@@ -246,22 +245,13 @@ class Plan:
     def resumed(self, position: PlanPosition, *, accept_changes: bool = False) -> tuple[Plan, PlanPosition]:
         """This plan with the history of a run, and where to go on in it.
 
-        Where seed, budget, sources or weights are not those of the run and ``accept_changes`` is set, they hold from the
-        next window's start on (``history.appended`` says what becomes of the window that is under way).
+        Where seed, budget, sources or weights are not those of the run and ``accept_changes`` is set, they hold from
+        the next window's start on (``history.continued`` says what becomes of the window that is under way).
 
         Raises:
             CheckpointError: they changed and that is not accepted: everything that changed is named.
         """
-        segments = position.segments
-        found = changes(segments[-1].identity, self._identity)
-        if found and not accept_changes:
-            raise CheckpointError(
-                f"the checkpoint stands at step {position.step} of another plan; going on would repeat some samples and "
-                f"leave others out. Changed: {'; '.join(found)}. Restore these, accept the change, or start a new run "
-                "from the checkpoint's weights"
-            )
-        if found:
-            position = appended(position, self._identity, found)
+        position = continued(position, self._identity, accept_changes=accept_changes)
         plan = Plan(
             self.sources, seed=self.seed, budget=self.budget, skip_steps=self.skips.ranges, segments=position.segments
         )
@@ -290,44 +280,11 @@ class Plan:
         return self._anchor + bisect_right(self._first_steps, index) - 1
 
     def _epoch_start(self, epoch: int) -> int:
-        following = [segment.first_window for segment in self.segments[1:]] + [None]
-        for segment, end in zip(self.segments, following, strict=True):
-            window = segment.next_epoch_window(epoch)
-            if end is None or window < end:
-                return max(window, segment.first_window)
-        raise AssertionError("the last segment has no end")
-
-    def _drawn(self, segment: Segment, window: int, budget: Budget) -> Drawn:
-        parts = []
-        starts, stops = segment.positions_of(window), segment.positions_of(window + 1)
-        numbers = {source.name: number for number, source in enumerate(self.sources)}
-        now = {entry["name"]: entry for entry in self._identity["sources"]}
-        for entry, start, stop in zip(segment.identity["sources"], starts, stops, strict=True):
-            present = now.get(entry["name"], {})
-            if any(entry[field] != present.get(field) for field in ("index", "samples", "lengths")):
-                raise CheckpointError(
-                    f"window {window} cannot be planned any more: its source {entry['name']} was removed or changed"
-                )
-            number = numbers[entry["name"]]
-            source = self.sources[number]
-            samples, epochs = self._order(number, int(segment.identity["seed"]), budget).samples(start, stop)
-            require_fits(source, samples, budget)
-            tokens, frames = source.lengths.llm_tokens[samples], source.lengths.encoder_frames[samples]
-            parts.append((np.full(len(samples), number), samples, epochs, tokens, frames))
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        sources, samples, epochs, tokens, frames = columns
-        return Drawn(
-            sources.astype(np.int32), samples, epochs.astype(np.int32), tokens.astype(np.int64), frames.astype(np.int64)
-        )
-
-    def _order(self, number: int, seed: int, budget: Budget) -> SourceOrder:
-        at = number, seed, budget.slice_samples, budget.shuffle
-        if at not in self._orders:
-            source = self.sources[number]
-            self._orders[at] = SourceOrder(
-                source.name, len(source), seed=seed, slice_samples=budget.slice_samples, shuffle=budget.shuffle
-            )
-        return self._orders[at]
+        for segment, following in pairwise(self.segments):
+            window = segment.epoch_window(epoch)
+            if window < following.first_window:
+                return window
+        return max(self.segments[-1].first_window, self.segments[-1].epoch_window(epoch))
 
 
 def rank_bins(step: Step, rank: int, world: int) -> tuple[Bin, ...]:
