@@ -16,9 +16,9 @@ _REORDER_BUDGET = ("slice_samples", "shuffle")
 def continued(position: PlanPosition, identity: dict[str, Any], *, accept_changes: bool) -> PlanPosition:
     """The position in a plan of ``identity``: unchanged, or with a segment of it appended.
 
-    A new segment begins at the next window's start, so the window that is under way is run to its end as it was planned,
-    and nothing is lost or repeated. If its sources are not there any more as they were, its remaining steps cannot be
-    made: they are left out, which the segment records, and the segment begins at once.
+    A new segment begins at the next window's start, so the window that is under way is run to its end as it was
+    planned, and nothing is lost or repeated. If its sources are not there any more as they were, its remaining steps
+    cannot be made: they are left out, which the segment records, and the segment begins at once.
 
     A source goes on where it stood. One whose samples or whose order changed begins its next epoch: the rest of its old
     order means nothing in the new one.

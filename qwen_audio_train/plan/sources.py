@@ -1,8 +1,8 @@
 """One source of a mixture: what the plan knows of a set of samples, and in which order it is drawn.
 
 A source is drawn by *positions*, 0 to its size for its first epoch, on to twice its size for its second, and so on.
-Each epoch is a keyed permutation of slices of neighbouring samples, so that a window's reads touch few places of a disk, and
-so that a hundred million samples are put in order by permuting their slices.
+Each epoch is a keyed permutation of slices of neighbouring samples, so that a window's reads touch few places,
+and so that a hundred million samples are put in order by permuting their slices.
 """
 
 from __future__ import annotations

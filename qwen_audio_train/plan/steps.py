@@ -3,8 +3,7 @@
 It knows no ranks and no workers. Any world size that divides ``bins_per_step`` runs the same steps, resuming is a
 look-up of a position, and what a step holds never depends on how long the run will be.
 
-One window is worked out at a time. The one thing that grows with a source is permuting its slices, once an epoch: 0.2 s
-at 100 million samples.
+One window is worked out at a time. What grows with a source is permuting its slices once an epoch, nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from math import ceil
 from typing import Any, Final
@@ -93,23 +93,19 @@ class Plan:
         self.windows_planned = 0
         """How often a window was worked out (rather than remembered): for tests and logs."""
 
-    # What plan this is
-
     def identity(self) -> dict[str, Any]:
         """What the order depends on now, in words that an error can print."""
         return self._identity
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Changes when the order could change: of the identity and of the run's segments."""
         return _digest([self._identity, [asdict(segment) for segment in self.segments]])
 
-    @property
+    @cached_property
     def index_hash(self) -> str:
         """Of the sources' fingerprints."""
         return _digest([[source.name, source.fingerprint] for source in self.sources])
-
-    # Steps
 
     def steps_from(self, position: PlanPosition | None = None) -> Iterator[Step]:
         """Steps from a position (None: the run's start) on, without end, a window's work at a time.
@@ -121,18 +117,16 @@ class Plan:
             ConfigError: a drawn sample does not fit a bin.
             CheckpointError: the position is in a segment whose sources or budget the plan does not have any more.
         """
-        window, in_window = 0, 0
+        window, in_window, first = 0, 0, 0
         if position is not None:
-            self._know(position.window, position.step - position.in_window)
-            window, in_window = position.window, position.in_window
-        elif self._anchor:
-            self._know(0, 0)
+            window, in_window, first = position.window, position.in_window, position.step - position.in_window
         while True:
-            first, count = self.first_step(window), len(self.window(window))
-            for number in range(in_window, count):
+            self._know(window, first)
+            planned = self.window(window)
+            for number in range(in_window, len(planned)):
                 if first + number not in self.skips:
-                    yield self._step(window, number)
-            window, in_window = window + 1, 0
+                    yield self._step(first, window, number)
+            window, in_window, first = window + 1, 0, first + len(planned)
 
     def step(self, index: int) -> Step:
         """Step ``index``, left out or not. Costs one window's work where the windows before it are known (because they
@@ -142,7 +136,7 @@ class Plan:
         window = self._window_of(index)
         while index >= self.first_step(window) + len(self.window(window)):
             window += 1
-        return self._step(window, index - self.first_step(window))
+        return self._step(self.first_step(window), window, index - self.first_step(window))
 
     def position_of(self, step: Step) -> PlanPosition:
         """The position before ``step`` is run, every step before it having been run or left out by ``skip_steps``."""
@@ -154,8 +148,8 @@ class Plan:
         window = self._window_of(index)
         while index > self.first_step(window) and index >= self.first_step(window + 1):
             window += 1
-        counted = index - self.skips.count(0, index) if taken is None else taken
-        return self._position(index, counted, window, index - self.first_step(window))
+        taken = index - self.skips.count(0, index) if taken is None else taken
+        return self._position(index, taken, window, index - self.first_step(window))
 
     def first_step(self, window: int) -> int:
         """Global index of a window's first step. Plans the windows before it that are not known."""
@@ -189,8 +183,6 @@ class Plan:
                 self._windows.popitem(last=False)
         return self._windows[number]
 
-    # Counts
-
     def steps_in_epoch(self, epoch: int, progress: Callable[[int, int], None] | None = None) -> int:
         """Steps of one epoch of the mixture, the same for every rank. Plans its windows, and those before it, once
         (3 s a million samples): keep the number.
@@ -220,8 +212,6 @@ class Plan:
     def segment_of(self, window: int) -> Segment:
         """The segment that rules over a window."""
         return next(segment for segment in reversed(self.segments) if segment.first_window <= window)
-
-    # Changes in the middle of a run
 
     def with_segment(self, position: PlanPosition, weights: Mapping[str, Fraction | None]) -> tuple[Plan, PlanPosition]:
         """The plan with other weights from the next window's start on, and the position in it.
@@ -263,14 +253,16 @@ class Plan:
             index, taken, window, in_window, epoch, self.seed, self.hash, self.index_hash, self.segments
         )
 
-    def _step(self, window: int, number: int) -> Step:
+    def _step(self, first: int, window: int, number: int) -> Step:
         epoch, _ = self.segment_of(window).epoch_of(window)
-        return Step(self.first_step(window) + number, epoch, window, number, self.window(window).bins(number))
+        return Step(first + number, epoch, window, number, self.window(window).bins(number))
 
     def _know(self, window: int, first_step: int) -> None:
-        """Count steps from this window on, unless it is known already."""
-        known = self._anchor <= window < self._anchor + len(self._first_steps)
-        if not known:
+        """Remember where a window begins: beside the others, or, if it does not follow them, in their place."""
+        behind = self._anchor + len(self._first_steps)
+        if window == behind:
+            self._first_steps.append(first_step)
+        elif not self._anchor <= window < behind:
             self._anchor, self._first_steps = window, [first_step]
 
     def _window_of(self, index: int) -> int:
