@@ -1,6 +1,6 @@
 """Plans for tests, of lengths that no library version changes, and the digests of their order.
 
-    python -m tests.plans    # rewrites tests/golden/plan_order.json: only together with a higher PLAN_VERSION
+python -m tests.plans    # rewrites tests/golden/plan_order.json: only together with a higher PLAN_VERSION
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def golden_digests() -> dict[str, str]:
     mixtures: dict[str, list[Source]] = {
         "one": sources({"a": 3001}),
         "by size": sources({"a": 1501, "bc": 700}),
-        "weighted": sources({"a": 1501, "bc": 700, "d": 90}, {"a": Fraction(1, 2), "bc": Fraction(2), "d": Fraction(1)}),
+        "weighted": sources(
+            {"a": 1501, "bc": 700, "d": 90}, {"a": Fraction(1, 2), "bc": Fraction(2), "d": Fraction(1)}
+        ),
     }
     digests = {}
     for layout in LAYOUTS:

@@ -15,7 +15,7 @@ from qwen_audio_train.pipeline.collate import Collator, silent_clip, silent_stat
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips
 from qwen_audio_train.pipeline.measure import measure
 from qwen_audio_train.plan.budget import Budget, require_plannable
-from qwen_audio_train.plan.sources import Source
+from qwen_audio_train.plan.sources import Source, fingerprint_of
 from qwen_audio_train.plan.steps import Plan
 from qwen_audio_train.prompts.render import AUDIO_TOKEN, Renderer
 from qwen_audio_train.shards.reader import ShardSet
@@ -78,7 +78,7 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
         layout=batching.layout.value,
         window_samples=batching.window_samples,
     )
-    source = Source(shards.name, lengths, fingerprint=shards.fingerprint)
+    source = Source(shards.name, lengths, fingerprint=fingerprint_of(shards.fingerprint, lengths))
     require_plannable([source], budget)
     plan = Plan([source], seed=config.run.seed, budget=budget)
     clips = front.clips(

@@ -64,9 +64,7 @@ def test_every_plan(number: int) -> None:
         for step in steps[:3]:
             ranks = [rank_bins(step, rank, world) for rank in range(world)]
             assert {len(bins) for bins in ranks} == {len(step.bins) // world}
-            assert all(
-                ranks[place % world][place // world] is members for place, members in enumerate(step.bins)
-            )
+            assert all(ranks[place % world][place // world] is members for place, members in enumerate(step.bins))
 
 
 def assert_within_budget(members: Any, plan: Plan) -> None:

@@ -32,7 +32,9 @@ def test_best_fit_takes_the_fullest_bin_that_has_space_in_both_budgets() -> None
     assert sorted(slot for slots in bins for slot in slots) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("llm_tokens", "encoder_frames"), [(4096, 12_000), (4096, 5600), (20_000, 30_000), (1200, 1500)])
+@pytest.mark.parametrize(
+    ("llm_tokens", "encoder_frames"), [(4096, 12_000), (4096, 5600), (20_000, 30_000), (1200, 1500)]
+)
 def test_best_fit_keeps_both_budgets_and_wastes_little_of_the_scarcer(llm_tokens: int, encoder_frames: int) -> None:
     lengths = synthetic(5000)
     tokens, frames = lengths.llm_tokens.astype(np.int64), lengths.encoder_frames.astype(np.int64)
