@@ -125,7 +125,7 @@ def test_samples_over_the_budget_are_counted_and_named() -> None:
     assert "the largest has 95" in over
     assert "1 of 4 samples have fewer than 1 llm_tokens: the first is sample 3 with 0" in under
     assert "1 of 4 samples exceed the bin budget of 500 encoder_frames: the first is sample 2 with 600" in long
-    with pytest.raises(ConfigError, match="one: sample . has (90|95|0) llm_tokens, must be 1 to 80"):
+    with pytest.raises(ConfigError, match=r"one: sample . has (90|95|0) llm_tokens, must be 1 to 80"):
         Plan([source], seed=0, budget=budget).step(0)
 
 
