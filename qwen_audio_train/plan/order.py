@@ -39,4 +39,5 @@ def keys(count: int, of: int) -> Keys:
 
 def permutation(count: int, of: int) -> Positions:
     """A permutation of ``range(count)``."""
-    return np.argsort(keys(count, of), kind="stable")
+    # The keys are all different (the finaliser is one-to-one), so any sort gives the same order, and this is the fastest.
+    return np.argsort(keys(count, of))
