@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,14 @@ from qwen_audio_train.pipeline.batches import BatchBuilder, ClipSource, EncodedS
 from qwen_audio_train.pipeline.collate import Collator, silent_clip, silent_states
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips
 from qwen_audio_train.pipeline.measure import measure
-from qwen_audio_train.plan.budget import Budget
+from qwen_audio_train.plan.budget import Budget, require_plannable
+from qwen_audio_train.plan.sources import Source, fingerprint_of
 from qwen_audio_train.plan.steps import Plan
 from qwen_audio_train.prompts.render import AUDIO_TOKEN, Renderer
 from qwen_audio_train.shards.reader import ShardSet
+
+STEPS_FILE = "plan_steps.json"
+"""In a run's folder: how many steps its epochs are, and of which plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,9 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
         layout=batching.layout.value,
         window_samples=batching.window_samples,
     )
-    plan = Plan(lengths, seed=config.run.seed, budget=budget, fingerprint=shards.fingerprint)
+    source = Source(shards.name, lengths, fingerprint=fingerprint_of(shards.fingerprint, lengths))
+    require_plannable([source], budget)
+    plan = Plan([source], seed=config.run.seed, budget=budget)
     clips = front.clips(
         shards, mask_spans=config.data.mask_audio_spans, mask_span_tokens=config.data.mask_audio_span_tokens
     )
@@ -87,19 +93,40 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
         num_wordings=config.data.num_wordings,
         is_preference=isinstance(config, DpoConfig),
     )
-    batches = PlannedBatches(plan, builder, num_steps=num_steps(config, plan), rank=rank, world=world)
+    steps = num_steps(config, plan, writes=rank == 0)
+    batches = PlannedBatches(plan, builder, num_steps=steps, rank=rank, world=world)
     batches.num_workers = config.data.num_workers
     return batches
 
 
-def num_steps(config: StageConfig, plan: Plan) -> int:
-    """``run.max_steps``, or ``run.epochs`` counted in the plan's steps."""
+def num_steps(config: StageConfig, plan: Plan, *, writes: bool = True) -> int:
+    """``run.max_steps``, or ``run.epochs`` counted in the plan's steps; steps that are left out do not count.
+
+    Counting plans every window once (3 s a million samples), so the number is kept in the run's folder.
+    """
     if config.run.max_steps is not None:
         return config.run.max_steps
     assert config.run.epochs is not None
-    whole, part = int(config.run.epochs), config.run.epochs % 1
-    steps = sum(plan.steps_in_epoch(epoch) for epoch in range(whole))
-    steps += math.ceil(plan.steps_in_epoch(whole) * part) if part else 0
+    kept = Path(config.run.dir) / STEPS_FILE
+    what = {"plan": plan.hash, "epochs": config.run.epochs}
+    steps = _kept_steps(kept, what)
+    if steps is None:
+        steps = plan.count_steps(config.run.epochs)
+        if writes:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            staged = kept.with_name(f".{kept.name}.tmp")
+            staged.write_text(json.dumps({**what, "steps": steps}, indent=1) + "\n", encoding="utf-8")
+            staged.replace(kept)
     if steps == 0:
         raise ConfigError(f"run.epochs={config.run.epochs} comes to no step: raise it, or set run.max_steps")
-    return steps
+    return steps - plan.skips.count(0, steps)
+
+
+def _kept_steps(path: Path, what: dict[str, Any]) -> int | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(kept, dict) or type(kept.get("steps")) is not int:
+        return None
+    return int(kept["steps"]) if all(kept.get(name) == value for name, value in what.items()) else None

@@ -91,7 +91,7 @@ class PlannedTraining(Trainer):
         if "loss" in logs:
             logs.update(self.throughput.read(self.item_name))
         # The library counts a run of the loader as an epoch, and starts over when it resumes.
-        self.state.epoch = self.state.global_step / self.batches.plan.steps_in_epoch(0)
+        self.state.epoch = self.batches.epoch_after(self.state.global_step)
         super().log(logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -101,10 +101,10 @@ def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
         logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
     plan = trainer.batches.plan
     logger.warning(
-        "%s samples with %s tokens; %s steps an epoch, %s in all",
-        f"{len(plan.lengths):,}",
-        f"{int(plan.lengths.llm_tokens.sum()):,}",
-        f"{plan.steps_in_epoch(0):,}",
+        "%s samples in %s; %s windows an epoch, %s steps in all",
+        f"{sum(len(source) for source in plan.sources):,}",
+        ", ".join(source.name for source in plan.sources),
+        f"{plan.segments[-1].epoch_windows:,}",
         f"{trainer.batches.num_steps:,}",
     )
     if checkpoint is not None:

@@ -45,6 +45,9 @@ class FixedBatches:
     def position(self, step: int) -> str:
         return "{}"
 
+    def epoch_after(self, step: int) -> float:
+        return float(step)
+
 
 class TokensIn(DPOTrainer):
     """trl's trainer for pairs that are token ids already (it would tokenise text, and end answers in its own way)."""

@@ -48,7 +48,7 @@ def trainer(request, workshop, tmp_path_factory):
 
 def uneven_samples(trainer: Any) -> list[int]:
     """Two samples with the most targets and two with the fewest."""
-    order = np.argsort(trainer.batches.plan.lengths.supervised_tokens, kind="stable")
+    order = np.argsort(trainer.batches.plan.sources[0].lengths.supervised_tokens, kind="stable")
     return [int(order[-1]), int(order[0]), int(order[1]), int(order[-2])]
 
 

@@ -98,6 +98,6 @@ def test_a_position_of_another_plan_is_refused(workshop, batches, config, tmp_pa
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 3), (2.5, 8), (0.01, 1)])
 def test_epochs_are_counted_in_the_plans_steps(workshop, batches, tmp_path, epochs, steps, monkeypatch):
     plan = batches(0, 1).plan
-    monkeypatch.setattr(Plan, "steps_in_epoch", lambda self, epoch: 3)
+    monkeypatch.setattr(Plan, "steps_in_epoch", lambda self, epoch, progress=None: 3)
     config = workshop.config("sft", tmp_path, "run.max_steps=null", f"run.epochs={epochs}")
     assert num_steps(config, plan) == steps
