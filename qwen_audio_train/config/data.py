@@ -58,7 +58,7 @@ class DataConfig:
     slice_samples: int = 64
     """Neighbouring samples of a shard that are shuffled as one piece: larger reads less scattered, mixes less."""
     skip_steps: list[list[int]] = field(default_factory=list)
-    """Steps of the plan to leave out, as [first, one after the last]: a stretch of data that spoilt the loss."""
+    """Steps of the plan to leave out, as [first, last], both included: a stretch that spoilt the loss."""
     accept_change: bool = False
     """Go on from a checkpoint although index, mixture or budget changed: the plan begins a new segment there."""
     max_bad_consecutive: int = 100

@@ -5,6 +5,7 @@ What a set holds (its tasks, languages, records) is checked where sets are opene
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -105,9 +106,9 @@ def _reading(data: DataConfig) -> Iterator[str]:
 
 def _skipped(stretches: list[list[int]]) -> Iterator[str]:
     for stretch in stretches:
-        if len(stretch) != 2 or not 0 <= stretch[0] < stretch[1]:
-            yield f"data.skip_steps has {stretch}: a stretch is [first, one after the last], for instance [[400, 420]]"
-    ends = sorted(stretch for stretch in stretches if len(stretch) == 2)
-    for (first, after), (following, _) in zip(ends, ends[1:], strict=False):
-        if following < after:
-            yield f"data.skip_steps has overlapping [{first}, {after}] and one from {following}: join them"
+        if len(stretch) != 2 or not 0 <= stretch[0] <= stretch[1]:
+            yield f"data.skip_steps has {stretch}: a stretch is [first, last], both included, as in [[400, 420]]"
+    whole = sorted(stretch for stretch in stretches if len(stretch) == 2)
+    for (first, last), (following, _) in itertools.pairwise(whole):
+        if following <= last:
+            yield f"data.skip_steps has [{first}, {last}] and another from {following} on: join them"
