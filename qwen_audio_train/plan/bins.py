@@ -21,6 +21,18 @@ _LEVEL_STEPS_UP_TO = 16
 _LEVEL_TRIES = 8
 
 
+def pack(tokens: Positions, frames: Positions, budget: Budget) -> tuple[Positions, int]:
+    """Bin number of each sample, shape (num_samples,), and how many bins: a whole number of steps."""
+    order = np.argsort(tokens, kind="stable")
+    if len(order) == 0:
+        return order, 0
+    bin_of = np.empty(len(tokens), np.int64)
+    bins = build_bins(tokens[order], frames[order], budget)
+    for number, slots in enumerate(bins):
+        bin_of[order[slots]] = number
+    return bin_of, len(bins)
+
+
 def build_bins(tokens: Positions, frames: Positions, budget: Budget, ragged_slot: int | None = None) -> Bins:
     """Bins of slot numbers, as many as a whole number of steps takes.
 

@@ -1,33 +1,37 @@
-"""The plan: which samples make up step k, as a pure function of (seed, epoch, lengths, budget).
+"""The plan: which samples make up step k, as a pure function of (seed, sources, weights, budget).
 
-It knows no ranks, no workers and no history. Any world size that divides ``bins_per_step`` runs the same steps,
-resuming at a step is a look-up, and the number of steps is known before a run starts.
+It knows no ranks, no workers and no history. Any world size that divides ``bins_per_step`` runs the same steps, resuming
+is a look-up of a position, and what a step holds never depends on how long the run will be.
 
-One window of one epoch is worked out at a time. The one thing that grows with the data set is dealing an epoch's
-samples to its windows: one argsort of all sample numbers (10 ms at 100,000 samples), kept for the epoch.
+One window is worked out at a time. The one thing that grows with a source is permuting its slices, once an epoch: 0.2 s
+at 100 million samples.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from math import ceil
 from typing import Any, Final
 
 import numpy as np
 
-from qwen_audio_train.errors import ConfigError
-from qwen_audio_train.plan.bins import bin_cost, build_bins
-from qwen_audio_train.plan.budget import Budget, require_plannable
-from qwen_audio_train.plan.order import Positions, key, keys, permutation
-from qwen_audio_train.plan.strata import build_strata
-from qwen_audio_train.samples import IntArray, Lengths
+from qwen_audio_train.errors import CheckpointError, ConfigError
+from qwen_audio_train.plan.budget import Budget, require_fits
+from qwen_audio_train.plan.history import appended
+from qwen_audio_train.plan.position import PlanPosition, changes
+from qwen_audio_train.plan.segments import Segment
+from qwen_audio_train.plan.skips import Skips
+from qwen_audio_train.plan.sources import Source, SourceOrder, require_mixture
+from qwen_audio_train.plan.windows import Bin, Drawn, PlannedWindow, plan_window
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2
 """Goes into the hash of a plan: raise it when the same inputs give another order."""
-_DEAL, _BINS, _STEPS, _RANKS = range(1, 5)
-_COST_LEVELS = 16
 _WINDOWS_KEPT = 2
 
 
@@ -36,119 +40,296 @@ class Step:
     """One optimiser step of the whole world."""
 
     index: int
-    """Counted over all epochs."""
+    """Counted over the whole run."""
     epoch: int
-    bins: tuple[IntArray, ...]
-    """``bins_per_step`` arrays of sample numbers, of like cost. A bin is empty only where a window has fewer
-    samples than its bins need: the batch builder makes a batch of it that adds nothing to the loss."""
+    """Of the mixture."""
+    window: int
+    """Counted over the whole run."""
+    in_window: int
+    bins: tuple[Bin, ...]
+    """``bins_per_step`` bins, of like cost."""
 
 
 class Plan:
-    """Steps over one source of samples.
+    """Steps over a mixture of sources.
 
     Args:
-        lengths: sizes of every sample.
+        sources: what is mixed. Nothing of their lengths is read here but a few probes.
         seed: of the order.
         budget: limits of bins, and how many make a step.
-        fingerprint: of what the sample numbers mean (for instance the index's hash); goes into ``hash``.
+        skip_steps: inclusive ranges of step indices that ``steps_from`` leaves out; they change no other step.
+        segments: a run's history, from a position (``resumed`` and ``with_segment`` set it). None: a new run.
 
     Raises:
-        ConfigError: no samples, or samples that exceed the budget by themselves; all are counted.
+        ConfigError: what keeps the sources from being mixed, or a range of steps that cannot be meant.
     """
 
-    def __init__(self, lengths: Lengths, *, seed: int, budget: Budget, fingerprint: str = "") -> None:
-        require_plannable(lengths, budget)
-        self.lengths = lengths
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        seed: int,
+        budget: Budget,
+        skip_steps: Sequence[Sequence[int]] = (),
+        segments: Sequence[Segment] | None = None,
+    ) -> None:
+        require_mixture(sources)
+        self.sources = tuple(sources)
         self.seed = seed
         self.budget = budget
-        self.fingerprint = fingerprint
-        self.lengths_hash = _hash_lengths(lengths)
-        self._strata = build_strata(lengths, budget)
-        tokens, frames = self._strata.slot_tokens, self._strata.slot_frames
-        bins = build_bins(tokens, frames, budget, self._strata.ragged_slot)
-        self._slots = np.concatenate([np.asarray(slots, dtype=np.int64) for slots in bins])
-        self._bin_ends = np.cumsum([len(slots) for slots in bins])
-        costs = np.array([bin_cost(slots, tokens, frames, budget) for slots in bins])
-        self._cost_levels = np.round(costs * _COST_LEVELS).astype(np.int64)
-        self.steps_per_window = len(bins) // budget.bins_per_step
-        self.num_windows = self._strata.num_windows
-        self._dealt: tuple[int, Positions] | None = None
-        self._windows: OrderedDict[tuple[int, int], list[tuple[IntArray, ...]]] = OrderedDict()
+        self.skips = Skips.of(skip_steps)
+        self._identity = {
+            "version": PLAN_VERSION,
+            "seed": seed,
+            "budget": asdict(budget),
+            "sources": [source.identity() for source in sorted(sources, key=lambda source: source.name)],
+        }
+        self.segments = tuple(segments) if segments else (Segment(0, 0, self._identity),)
+        self._orders: dict[tuple[int, int, int, bool], SourceOrder] = {}
+        self._windows: OrderedDict[int, PlannedWindow] = OrderedDict()
+        self._anchor = 0
+        self._first_steps = [0]
+        """First step of window ``_anchor`` and of those after it, as far as they were planned."""
         self.windows_planned = 0
         """How often a window was worked out (rather than remembered): for tests and logs."""
 
-    @property
-    def hash(self) -> str:
-        """Changes when the order could change: of seed, budget, lengths and fingerprint."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+    # What plan this is
 
     def identity(self) -> dict[str, Any]:
-        """What the order depends on, in words that an error can print."""
-        return {
-            "version": PLAN_VERSION,
-            "seed": self.seed,
-            "budget": asdict(self.budget),
-            "lengths": self.lengths_hash,
-            "index": self.fingerprint,
-        }
+        """What the order depends on now, in words that an error can print."""
+        return self._identity
 
-    def steps_in_epoch(self, epoch: int) -> int:
-        """Steps of one epoch, the same for every rank. With one source, also the same for every epoch."""
-        assert epoch >= 0
-        return self.num_windows * self.steps_per_window
+    @property
+    def hash(self) -> str:
+        """Changes when the order could change: of the identity and of the run's segments."""
+        return _digest([self._identity, [asdict(segment) for segment in self.segments]])
 
-    def first_step(self, epoch: int) -> int:
-        """Global index of an epoch's first step."""
-        return epoch * self.steps_in_epoch(0)
+    @property
+    def index_hash(self) -> str:
+        """Of the sources' fingerprints."""
+        return _digest([[source.name, source.fingerprint] for source in self.sources])
+
+    # Steps
+
+    def steps_from(self, position: PlanPosition | None = None) -> Iterator[Step]:
+        """Steps from a position (None: the run's start) on, without end, a window's work at a time.
+
+        The steps of ``skip_steps`` are left out: the next step's index is higher by as many. ``position`` must be of
+        this plan (``resumed`` sees to it).
+
+        Raises:
+            ConfigError: a drawn sample does not fit a bin.
+            CheckpointError: the position is in a segment whose sources or budget the plan does not have any more.
+        """
+        window, in_window = 0, 0
+        if position is not None:
+            self._know(position.window, position.step - position.in_window)
+            window, in_window = position.window, position.in_window
+        elif self._anchor:
+            self._know(0, 0)
+        while True:
+            first, count = self.first_step(window), len(self.window(window))
+            for number in range(in_window, count):
+                if first + number not in self.skips:
+                    yield self._step(window, number)
+            window, in_window = window + 1, 0
 
     def step(self, index: int) -> Step:
-        """Step ``index``, counted over all epochs from 0. Any index costs at most one window's work."""
+        """Step ``index``, left out or not. Costs one window's work where the windows before it are known (because they
+        were planned, or a position said where they begin), and the work of all unknown ones otherwise."""
         if index < 0:
             raise IndexError(f"step {index}: steps count from 0")
-        epoch, in_epoch = divmod(index, self.steps_in_epoch(0))
-        window, in_window = divmod(in_epoch, self.steps_per_window)
-        return Step(index=index, epoch=epoch, bins=self._window(epoch, window)[in_window])
+        window = self._window_of(index)
+        while index >= self.first_step(window) + len(self.window(window)):
+            window += 1
+        return self._step(window, index - self.first_step(window))
 
-    def _window(self, epoch: int, window: int) -> list[tuple[IntArray, ...]]:
-        if (epoch, window) in self._windows:
-            self._windows.move_to_end((epoch, window))
+    def position_of(self, step: Step) -> PlanPosition:
+        """The position before ``step`` is run, every step before it having been run or left out by ``skip_steps``."""
+        return self._position(step.index, step.index - self.skips.count(0, step.index), step.window, step.in_window)
+
+    def position_at(self, index: int, taken: int | None = None) -> PlanPosition:
+        """The same for a step's index; where ``taken`` is not given, it is counted. Costs as ``step``, but no work at
+        all for an index up to the end of what was planned."""
+        window = self._window_of(index)
+        while index > self.first_step(window + 1):
+            window += 1
+        if window > self._anchor and window in self._windows and index == self.first_step(window + 1):
+            window += 1
+        counted = index - self.skips.count(0, index) if taken is None else taken
+        return self._position(index, counted, window, index - self.first_step(window))
+
+    def first_step(self, window: int) -> int:
+        """Global index of a window's first step. Plans the windows before it that are not known."""
+        if window < self._anchor:
+            self._know(0, 0)
+        while window - self._anchor >= len(self._first_steps):
+            last = self._anchor + len(self._first_steps) - 1
+            self._first_steps.append(self._first_steps[-1] + len(self.window(last)))
+        return self._first_steps[window - self._anchor]
+
+    def epoch_at(self, index: int) -> float:
+        """Epochs of the mixture that are behind a step's start: 1.25 is a quarter into the second."""
+        position = self.position_at(index, 0)
+        segment = self.segment_of(position.window)
+        epoch, within = segment.epoch_of(position.window)
+        part = position.in_window / max(1, len(self.window(position.window))) if position.in_window else 0.0
+        return epoch + (within + part) / segment.epoch_windows
+
+    def window(self, number: int) -> PlannedWindow:
+        """A window's steps: worked out, or remembered from a moment ago."""
+        if number in self._windows:
+            self._windows.move_to_end(number)
         else:
-            self._windows[epoch, window] = self._planned_window(epoch, window)
+            segment = self.segment_of(number)
+            budget = Budget(**segment.identity["budget"])
+            drawn = self._drawn(segment, number, budget)
+            self._windows[number] = plan_window(drawn, budget, seed=int(segment.identity["seed"]), window=number)
+            self.windows_planned += 1
             if len(self._windows) > _WINDOWS_KEPT:
                 self._windows.popitem(last=False)
-        return self._windows[epoch, window]
+        return self._windows[number]
 
-    def _planned_window(self, epoch: int, window: int) -> list[tuple[IntArray, ...]]:
-        self.windows_planned += 1
-        positions = self._strata.positions[self._slots, window]
-        samples = np.where(positions >= 0, self._dealt_order(epoch)[positions], -1).astype(np.int32)
-        bins = np.split(samples, self._bin_ends[:-1])
-        return [
-            tuple(bins[index] if bins[index].min(initial=0) >= 0 else bins[index][bins[index] >= 0] for index in row)
-            for row in self._rows(epoch, window).tolist()
-        ]
+    # Counts
 
-    def _rows(self, epoch: int, window: int) -> Positions:
-        """Bin numbers of each step: shape (steps_per_window, bins_per_step), bins of like cost in a row."""
-        count, per_step = len(self._cost_levels), self.budget.bins_per_step
-        if not self.budget.shuffle:
-            return np.argsort(-self._cost_levels, kind="stable").reshape(-1, per_step)
-        drawn = keys(count, key(self.seed, epoch, _BINS, window))
-        rows = np.lexsort((drawn, self._cost_levels)).reshape(-1, per_step)
-        rows = rows[permutation(len(rows), key(self.seed, epoch, _STEPS, window))]
-        # Within a step too, or the last rank would always get the most expensive bin.
-        places = keys(count, key(self.seed, epoch, _RANKS, window)).reshape(rows.shape)
-        return np.take_along_axis(rows, np.argsort(places, axis=1, kind="stable"), axis=1)
+    def steps_in_epoch(self, epoch: int) -> int:
+        """Steps of one epoch of the mixture, the same for every rank. Plans all its windows: keep the number."""
+        return self.count_steps(epoch + 1) - self.count_steps(epoch)
 
-    def _dealt_order(self, epoch: int) -> Positions:
-        if self._dealt is None or self._dealt[0] != epoch:
-            shuffle_key = key(self.seed, epoch, _DEAL) if self.budget.shuffle else None
-            self._dealt = (epoch, self._strata.dealt(shuffle_key))
-        return self._dealt[1]
+    def count_steps(self, epochs: float, progress: Callable[[int, int], None] | None = None) -> int:
+        """Steps of so many epochs of the mixture, a part of one rounded up; left-out steps count.
+
+        Plans every window once (3 s a million samples), so a caller keeps the number with the run.
+
+        Args:
+            progress: called with (windows planned, windows in all) after each window.
+        """
+        whole, part = int(epochs), epochs % 1
+        last = self._epoch_start(whole + (1 if part else 0))
+        for window in range(last):
+            self.first_step(window + 1)
+            if progress is not None:
+                progress(window + 1, last)
+        begun = self.first_step(self._epoch_start(whole))
+        return begun + ceil((self.first_step(last) - begun) * part)
+
+    def windows_of(self, epoch: int) -> range:
+        """Windows of an epoch of the mixture."""
+        return range(self._epoch_start(epoch), self._epoch_start(epoch + 1))
+
+    def segment_of(self, window: int) -> Segment:
+        """The segment that rules over a window."""
+        return next(segment for segment in reversed(self.segments) if segment.first_window <= window)
+
+    # Changes in the middle of a run
+
+    def with_segment(self, position: PlanPosition, weights: Mapping[str, Fraction | None]) -> tuple[Plan, PlanPosition]:
+        """The plan with other weights from the next window's start on, and the position in it.
+
+        Args:
+            position: where the run stands.
+            weights: of every source, by name.
+
+        Raises:
+            ConfigError: a source without a weight, a weight without a source, or weights that cannot be meant.
+        """
+        names = {source.name for source in self.sources}
+        if names != weights.keys():
+            raise ConfigError(
+                f"weights are given for {', '.join(sorted(weights))}; the sources are {', '.join(sorted(names))}"
+            )
+        sources = [replace(source, weight=weights[source.name]) for source in self.sources]
+        other = Plan(sources, seed=self.seed, budget=self.budget, skip_steps=self.skips.ranges)
+        return other.resumed(position, accept_changes=True)
+
+    def resumed(self, position: PlanPosition, *, accept_changes: bool = False) -> tuple[Plan, PlanPosition]:
+        """This plan with the history of a run, and where to go on in it.
+
+        Where seed, budget, sources or weights are not those of the run and ``accept_changes`` is set, they hold from the
+        next window's start on (``history.appended`` says what becomes of the window that is under way).
+
+        Raises:
+            CheckpointError: they changed and that is not accepted: everything that changed is named.
+        """
+        segments = position.segments
+        found = changes(segments[-1].identity, self._identity)
+        if found and not accept_changes:
+            raise CheckpointError(
+                f"the checkpoint stands at step {position.step} of another plan; going on would repeat some samples and "
+                f"leave others out. Changed: {'; '.join(found)}. Restore these, accept the change, or start a new run "
+                "from the checkpoint's weights"
+            )
+        if found:
+            position = appended(position, self._identity, found)
+        plan = Plan(
+            self.sources, seed=self.seed, budget=self.budget, skip_steps=self.skips.ranges, segments=position.segments
+        )
+        return plan, replace(position, seed=self.seed, plan_hash=plan.hash, index_hash=plan.index_hash)
+
+    def _position(self, index: int, taken: int, window: int, in_window: int) -> PlanPosition:
+        epoch, _ = self.segment_of(window).epoch_of(window)
+        return PlanPosition(
+            index, taken, window, in_window, epoch, self.seed, self.hash, self.index_hash, self.segments
+        )
+
+    def _step(self, window: int, number: int) -> Step:
+        epoch, _ = self.segment_of(window).epoch_of(window)
+        return Step(self.first_step(window) + number, epoch, window, number, self.window(window).bins(number))
+
+    def _know(self, window: int, first_step: int) -> None:
+        """Count steps from this window on, unless it is known already."""
+        known = self._anchor <= window < self._anchor + len(self._first_steps)
+        if not known:
+            self._anchor, self._first_steps = window, [first_step]
+
+    def _window_of(self, index: int) -> int:
+        """The last known window that begins at the index or before it."""
+        if index < self._first_steps[0]:
+            self._know(0, 0)
+        return self._anchor + bisect_right(self._first_steps, index) - 1
+
+    def _epoch_start(self, epoch: int) -> int:
+        following = [segment.first_window for segment in self.segments[1:]] + [None]
+        for segment, end in zip(self.segments, following, strict=True):
+            window = segment.next_epoch_window(epoch)
+            if end is None or window < end:
+                return max(window, segment.first_window)
+        raise AssertionError("the last segment has no end")
+
+    def _drawn(self, segment: Segment, window: int, budget: Budget) -> Drawn:
+        parts = []
+        starts, stops = segment.positions_of(window), segment.positions_of(window + 1)
+        numbers = {source.name: number for number, source in enumerate(self.sources)}
+        now = {entry["name"]: entry for entry in self._identity["sources"]}
+        for entry, start, stop in zip(segment.identity["sources"], starts, stops, strict=True):
+            present = now.get(entry["name"], {})
+            if any(entry[field] != present.get(field) for field in ("index", "samples", "lengths")):
+                raise CheckpointError(
+                    f"window {window} cannot be planned any more: its source {entry['name']} was removed or changed"
+                )
+            number = numbers[entry["name"]]
+            source = self.sources[number]
+            samples, epochs = self._order(number, int(segment.identity["seed"]), budget).samples(start, stop)
+            require_fits(source, samples, budget)
+            tokens, frames = source.lengths.llm_tokens[samples], source.lengths.encoder_frames[samples]
+            parts.append((np.full(len(samples), number), samples, epochs, tokens, frames))
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        sources, samples, epochs, tokens, frames = columns
+        return Drawn(
+            sources.astype(np.int32), samples, epochs.astype(np.int32), tokens.astype(np.int64), frames.astype(np.int64)
+        )
+
+    def _order(self, number: int, seed: int, budget: Budget) -> SourceOrder:
+        at = number, seed, budget.slice_samples, budget.shuffle
+        if at not in self._orders:
+            source = self.sources[number]
+            self._orders[at] = SourceOrder(
+                source.name, len(source), seed=seed, slice_samples=budget.slice_samples, shuffle=budget.shuffle
+            )
+        return self._orders[at]
 
 
-def rank_bins(step: Step, rank: int, world: int) -> tuple[IntArray, ...]:
+def rank_bins(step: Step, rank: int, world: int) -> tuple[Bin, ...]:
     """The bins that ``rank`` of ``world`` runs, in order: equally many for every rank.
 
     Raises:
@@ -165,8 +346,5 @@ def rank_bins(step: Step, rank: int, world: int) -> tuple[IntArray, ...]:
     return step.bins[rank::world]
 
 
-def _hash_lengths(lengths: Lengths) -> str:
-    digest = hashlib.sha256()
-    for array in (lengths.llm_tokens, lengths.encoder_frames):
-        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
-    return digest.hexdigest()
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
