@@ -13,7 +13,8 @@ LOUDEST_DB = 60.0
 """Largest gain and signal-to-noise ratio, either sign, that is taken for meant."""
 
 
-@dataclass(frozen=True)
+# Not frozen: OmegaConf cannot fill in the entries of a dictionary of frozen dataclasses, and data.sources is one.
+@dataclass
 class SpecAugmentConfig:
     """Masks on the log-mel. The values are the LibriSpeech Basic policy of arXiv 1904.08779, as Qwen-Audio used it."""
 
@@ -31,7 +32,7 @@ class SpecAugmentConfig:
     """p: no time mask is wider than this share of the clip."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class NoiseConfig:
     """Clips of another shard set, mixed in."""
 
@@ -44,7 +45,7 @@ class NoiseConfig:
     snr_db_max: float = 20.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class AugmentConfig:
     """What may happen to each clip of a source, in this order: speed, noise, telephone, gain, mel, SpecAugment."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from qwen_audio_train.config.augment import AugmentConfig
+
 
 class Stage(Enum):
     """Which recipe a source is for."""
@@ -33,6 +35,8 @@ class SourceConfig:
     """In place of ``data.num_wordings``."""
     prompt: str | None = None
     """In place of the task's own wording, for pretraining samples that bring no prompt themselves."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What happens to this source's clips; nothing unless it is turned on."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class DataConfig:
     """DataLoader worker processes a rank. Their number never changes which samples come when."""
     num_wordings: int = 1
     """How many paraphrases of a task's prompt to rotate through (1: the official wording only)."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Of the clips of ``train``; a mixture's sources have their own."""
     mask_audio_spans: int = 0
     """Augmentation of encoded clips: spans of audio tokens set to zero, a clip and epoch."""
     mask_audio_span_tokens: int = 8

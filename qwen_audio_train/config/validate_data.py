@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwen_audio_train.config.augment import AugmentConfig, augment_problems
 from qwen_audio_train.config.data import DataConfig, SourceConfig, Stage
 
 SET_HOWTO = "data_prep/README.md says how to make one"
@@ -20,8 +21,11 @@ def data_problems(data: DataConfig, stage: Stage) -> Iterator[str]:
     """Everything wrong with the ``data`` group for one recipe."""
     if data.sources:
         yield from _mixture(data, stage)
+        if data.augment != AugmentConfig():
+            yield "data.augment concerns data.train only: give each of data.sources its own augment"
     else:
         yield from set_problems("data.train", data.train, required=True)
+        yield from _augment("data", data.augment, data)
     yield from _reading(data)
     yield from _skipped(data.skip_steps)
 
@@ -46,6 +50,7 @@ def _mixture(data: DataConfig, stage: Stage) -> Iterator[str]:
         yield f"data.train={data.train} and data.sources are both set: put the set among the sources, or drop them"
     for name, source in data.sources.items():
         yield from _source(f"data.sources.{name}", source)
+        yield from _augment(f"data.sources.{name}", source.augment, data)
     taken = of_stage(data.sources, stage)
     if not taken:
         stages = ", ".join(f"{name} ({source.stage and source.stage.value})" for name, source in data.sources.items())
@@ -77,6 +82,12 @@ def _source(name: str, source: SourceConfig) -> Iterator[str]:
         yield f"{name}.prompt={source.prompt!r} is empty: null keeps the task's own wording"
 
 
+def _augment(name: str, augment: AugmentConfig, data: DataConfig) -> Iterator[str]:
+    yield from augment_problems(f"{name}.augment", augment)
+    if data.encode_once and augment != AugmentConfig():
+        yield f"{name}.augment changes clips that data.encode_once=true encodes but once: turn one of them off"
+
+
 def _disjoint(sources: list[SourceConfig]) -> bool:
     """Whether filters keep the sources from sharing a sample."""
     tasks = [task for source in sources for task in source.tasks]
@@ -99,8 +110,7 @@ def _reading(data: DataConfig) -> Iterator[str]:
         yield f"data.max_bad_share={data.max_bad_share} must lie in [0, 1]"
     if data.mask_audio_spans and not data.encode_once:
         yield (
-            f"data.mask_audio_spans={data.mask_audio_spans} masks encoded clips: it needs data.encode_once=true "
-            "(SpecAugment on mels comes with the data engine)"
+            f"data.mask_audio_spans={data.mask_audio_spans} masks encoded clips: it needs data.encode_once=true (data.augment.spec_augment masks mels)"
         )
 
 

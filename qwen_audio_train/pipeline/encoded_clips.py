@@ -10,6 +10,7 @@ samples or sets share is encoded once. A 3 s clip of a 512-wide encoder takes 15
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,12 @@ from tqdm.auto import tqdm
 
 from qwen_audio_train.audio import lengths
 from qwen_audio_train.audio.features import LogMel
+from qwen_audio_train.errors import SampleError
 from qwen_audio_train.pipeline.collate import stack_mels
 from qwen_audio_train.samples import Clip, ClipFeatures, EncodedClip, Origin
 from qwen_audio_train.shards.reader import ShardSet
+
+logger = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 6000
 """20 ms encoder frames of one run of the encoder while filling."""
@@ -100,9 +104,9 @@ def fill(
         bar = tqdm(total=len(missing), desc=f"Encoding {shards.name}", unit="clip", disable=not shows_progress)
         try:
             for group in _groups(missing):
-                for clip, states in zip(group, _encode(group, shards, encode, num_mel_bins), strict=True):
+                for clip, states in _encode(group, shards, encode, num_mel_bins):
                     file.write(states.tobytes())
-                    known[clip[0].sha256] = [num_rows, len(states)]
+                    known[clip.sha256] = [num_rows, len(states)]
                     num_rows += len(states)
                 bar.update(len(group))
         finally:
@@ -117,7 +121,11 @@ def _missing(shards: ShardSet, known: dict[str, list[int]]) -> list[tuple[Clip, 
     """Clips to encode, each once, longest first: the slowest group comes first and like lengths stand together."""
     found: dict[str, tuple[Clip, Origin]] = {}
     for i in range(len(shards)):
-        record = shards.record(i)
+        try:
+            record = shards.record(i)
+        except SampleError as error:
+            logger.warning("Not encoded: %s", error)  # training quarantines it
+            continue
         for clip in record.clips:
             if clip.sha256 not in known:
                 found.setdefault(clip.sha256, (clip, record.origin))
@@ -138,17 +146,26 @@ def _groups(clips: list[tuple[Clip, Origin]]) -> Iterator[list[tuple[Clip, Origi
 
 def _encode(
     group: list[tuple[Clip, Origin]], shards: ShardSet, encode: Encode, num_mel_bins: int
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[Clip, np.ndarray]]:
+    """Clips with their states. One that cannot be read is left out, and each sample that needs it fails in training."""
     log_mel = LogMel(num_mel_bins)
-    features = [
-        ClipFeatures(log_mel(shards.read_clip(clip, origin)), lengths.mel_frames(clip.num_samples))
-        for clip, origin in group
-    ]
+    clips: list[Clip] = []
+    features: list[ClipFeatures] = []
+    for clip, origin in group:
+        try:
+            samples = shards.read_clip(clip, origin)
+        except SampleError as error:
+            logger.warning("Not encoded: %s", error)
+            continue
+        clips.append(clip)
+        features.append(ClipFeatures(log_mel(samples), lengths.mel_frames(clip.num_samples)))
+    if not clips:
+        return
     mels, mel_frames = stack_mels(features)
     with torch.no_grad():
         states_NAD = encode(mels, mel_frames).float().cpu().numpy()
-    for (clip, _), states_AD in zip(group, states_NAD, strict=True):
-        yield states_AD[: lengths.audio_tokens(clip.num_samples)]
+    for clip, states_AD in zip(clips, states_NAD, strict=True):
+        yield clip, states_AD[: lengths.audio_tokens(clip.num_samples)]
 
 
 def _write_index(path: Path, index: dict[str, object]) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from qwen_audio_train.audio import lengths
+from qwen_audio_train.audio.augment import Augmenter
 from qwen_audio_train.errors import ConfigError, SampleError
 from qwen_audio_train.pipeline.quarantine import QUARANTINE_FILE, Failure, Limits, json_line
 from qwen_audio_train.prompts.render import Renderer
@@ -110,26 +111,28 @@ def measure(
     tokenizer: Any,
     *,
     selection: Selection = ALL,
+    augmenter: Augmenter | None = None,
     limits: Limits = NO_LIMITS,
     cache_dir: Path,
     shows_progress: bool,
 ) -> Measured:
     """Token and frame counts of each sample of a source.
 
-    With several wordings a sample's longest is counted, so that a plan holds whichever wording an epoch draws.
+    With several wordings a sample's longest is counted, and its slowest with several speeds, so that a plan holds
+    whichever an epoch draws.
 
     Raises:
         ShardError: more samples cannot be used than ``limits`` allow, or the set itself cannot be read.
         ConfigError: the filters leave nothing.
     """
-    key = _key(shards, tokenizer, selection)
+    key = _key(shards, tokenizer, selection, augmenter)
     folder = cache_dir / "lengths" / f"{shards.name}-{key}"
     if not folder.exists():
         # Ranks may measure at the same time; the first to finish publishes, the others' equal work is dropped.
         staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        _Measuring(shards, renderer, selection, staged).run(limits, shows_progress=shows_progress)
+        _Measuring(shards, renderer, selection, augmenter, staged).run(limits, shows_progress=shows_progress)
         try:
             staged.rename(folder)
         except OSError:
@@ -162,10 +165,18 @@ def _require_usable(facts: Facts, num_read: int, limits: Limits, folder: Path, *
 class _Measuring:
     """One pass over a set."""
 
-    def __init__(self, shards: ShardSet, renderer: Renderer, selection: Selection, folder: Path) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        renderer: Renderer,
+        selection: Selection,
+        augmenter: Augmenter | None,
+        folder: Path,
+    ) -> None:
         self._shards = shards
         self._renderer = renderer
         self._selection = selection
+        self._augmenter = augmenter
         self._folder = folder
         self._table: Any = np.lib.format.open_memmap(
             folder / "lengths.npy", mode="w+", dtype=np.int32, shape=(3, len(shards))
@@ -213,13 +224,19 @@ class _Measuring:
                     self._bad(one[0], error)
 
     def _count(self, numbered: Sequence[tuple[int, Record]]) -> None:
-        records = [record for _, record in numbered]
+        records = [self._longest_heard(record) for _, record in numbered]
         wordings = _longest_wordings(records, self._renderer, self._selection.num_wordings)
         renders = self._renderer.render_many(records, wordings)
-        for (i, record), rendered in zip(numbered, renders, strict=True):
-            self._table[:, i] = (*_tokens(rendered), _frames(record))
+        for (i, record), heard, rendered in zip(numbered, records, renders, strict=True):
+            self._table[:, i] = (*_tokens(rendered), _frames(heard))
             self._taken[i] = True
             self._audio_samples += sum(clip.num_samples for clip in record.clips)
+
+    def _longest_heard(self, record: Record) -> Record:
+        if self._augmenter is None:
+            return record
+        planned = self._augmenter.planned_samples
+        return replace(record, clips=tuple(replace(c, num_samples=planned(c.num_samples)) for c in record.clips))
 
     def _bad(self, i: int, error: SampleError) -> None:
         self._num_bad += 1
@@ -272,9 +289,10 @@ def _longest_wordings(records: Sequence[Record], renderer: Renderer, num_wording
     return [renderer.longest_wording(record) if isinstance(record, PretrainRecord) else 0 for record in records]
 
 
-def _key(shards: ShardSet, tokenizer: Any, selection: Selection) -> str:
+def _key(shards: ShardSet, tokenizer: Any, selection: Selection, augmenter: Augmenter | None) -> str:
     digest = hashlib.blake2b(digest_size=12)
-    chosen = (sorted(selection.tasks), sorted(selection.languages), selection.num_wordings, selection.prompt)
+    speeds = "" if augmenter is None else augmenter.lengths_identity
+    chosen = (speeds, sorted(selection.tasks), sorted(selection.languages), selection.num_wordings, selection.prompt)
     for part in (shards.fingerprint, tokenizer.backend_tokenizer.to_str(), repr(WORDINGS), chosen, RULES_VERSION):
         digest.update(str(part).encode())
     return digest.hexdigest()

@@ -77,7 +77,9 @@ def _weight_problems(sources: Sequence[Source]) -> list[str]:
         return []
     if without:
         return [f"sources without a weight beside others with one: {', '.join(without)}; give all a weight, or none"]
-    problems = [f"{s.name}: weight is {s.weight}, must be 0 or more" for s in sources if s.weight is not None and s.weight < 0]
+    problems = [
+        f"{s.name}: weight is {s.weight}, must be 0 or more" for s in sources if s.weight is not None and s.weight < 0
+    ]
     if not any(weights):
         problems.append("all weights are 0: nothing would be drawn")
     return problems
