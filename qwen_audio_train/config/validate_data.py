@@ -110,7 +110,8 @@ def _reading(data: DataConfig) -> Iterator[str]:
         yield f"data.max_bad_share={data.max_bad_share} must lie in [0, 1]"
     if data.mask_audio_spans and not data.encode_once:
         yield (
-            f"data.mask_audio_spans={data.mask_audio_spans} masks encoded clips: it needs data.encode_once=true (data.augment.spec_augment masks mels)"
+            f"data.mask_audio_spans={data.mask_audio_spans} masks encoded clips: it needs data.encode_once=true "
+            "(data.augment.spec_augment masks mels)"
         )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -82,7 +82,7 @@ class BatchBuilder:
                 batch.
         """
         made = _Made(self)
-        records = [made.attempt(draw, lambda draw=draw: self._record(draw)) for draw in draws]
+        records = [made.attempt(draw, self._record, draw) for draw in draws]
         renders = self._render(made, draws, records)
         rows: list[Rendered | RenderedPair] = []
         clips: list[list[ClipInput]] = []
@@ -90,7 +90,7 @@ class BatchBuilder:
         for draw, record, rendered in zip(draws, records, renders, strict=True):
             read = None
             if record is not None and rendered is not None:
-                read = made.attempt(draw, lambda d=draw, r=record, x=rendered: self._clips(d, r, x))
+                read = made.attempt(draw, self._clips, draw, record, rendered)
             usable.append(read is not None)
             if read is not None and rendered is not None:
                 rows.append(rendered)
@@ -128,11 +128,12 @@ class BatchBuilder:
             return [None if record is None else next(rendered) for record in asked]
         except SampleError:
             return [
-                None
-                if record is None
-                else made.attempt(draw, lambda r=record, w=wording: self.renderer.render_many([r], [w])[0])
+                None if record is None else made.attempt(draw, self._render_one, record, wording)
                 for draw, record, wording in zip(draws, asked, wordings, strict=True)
             ]
+
+    def _render_one(self, record: Record, wording: int) -> Rendered | RenderedPair:
+        return self.renderer.render_many([record], [wording])[0]
 
     def _wording(self, draw: Draw) -> int:
         source = self.sources[draw.source]
@@ -159,10 +160,10 @@ class _Made:
         self._builder = builder
         self.failures: list[Failure] = []
 
-    def attempt(self, draw: Draw, make: Callable[[], T]) -> T | None:
+    def attempt(self, draw: Draw, make: Callable[..., T], *arguments: Any) -> T | None:
         """What ``make`` gives, or None and a note."""
         try:
-            return make()
+            return make(*arguments)
         except (SampleError, ShardError, OSError) as error:
             if self._builder.is_strict:
                 raise

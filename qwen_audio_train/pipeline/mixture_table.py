@@ -27,7 +27,7 @@ def mixture_table(rows: Sequence[TableRow], *, samples_drawn: float, other_stage
         samples_drawn: over the whole run.
         other_stages: names of sources that are for other stages.
     """
-    lines = [_HEADINGS]
+    lines: list[tuple[str, ...]] = [_HEADINGS]
     lines += [_line(row.name, [row.facts], row.share, samples_drawn) for row in rows]
     if len(rows) > 1:
         lines.append(_line("all", [row.facts for row in rows], 1.0, samples_drawn))

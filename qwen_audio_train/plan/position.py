@@ -24,7 +24,7 @@ class PlanPosition:
     window: int
     """Window of that step, counted over the whole run."""
     in_window: int
-    """Number of that step in its window; the window's number of steps stands for the next window's first."""
+    """Number of that step in its window."""
     epoch: int
     """Of the mixture; for people, it follows from ``window``."""
     seed: int

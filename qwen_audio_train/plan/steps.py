@@ -149,12 +149,10 @@ class Plan:
         return self._position(step.index, step.index - self.skips.count(0, step.index), step.window, step.in_window)
 
     def position_at(self, index: int, taken: int | None = None) -> PlanPosition:
-        """The same for a step's index; where ``taken`` is not given, it is counted. Costs as ``step``, but no work at
-        all for an index up to the end of what was planned."""
+        """The same for a step's index. ``taken`` is counted where it is not given, as if the same steps had been left
+        out all along. Costs as ``step``, and nothing for a step that was planned, or the one after it."""
         window = self._window_of(index)
-        while index > self.first_step(window + 1):
-            window += 1
-        if window > self._anchor and window in self._windows and index == self.first_step(window + 1):
+        while index > self.first_step(window) and index >= self.first_step(window + 1):
             window += 1
         counted = index - self.skips.count(0, index) if taken is None else taken
         return self._position(index, counted, window, index - self.first_step(window))
@@ -173,8 +171,10 @@ class Plan:
         position = self.position_at(index, 0)
         segment = self.segment_of(position.window)
         epoch, within = segment.epoch_of(position.window)
-        part = position.in_window / max(1, len(self.window(position.window))) if position.in_window else 0.0
-        return epoch + (within + part) / segment.epoch_windows
+        if position.in_window == 0:
+            return epoch + within / segment.epoch_windows
+        steps = self.first_step(position.window + 1) - self.first_step(position.window)
+        return epoch + (within + position.in_window / steps) / segment.epoch_windows
 
     def window(self, number: int) -> PlannedWindow:
         """A window's steps: worked out, or remembered from a moment ago."""
@@ -192,26 +192,27 @@ class Plan:
 
     # Counts
 
-    def steps_in_epoch(self, epoch: int) -> int:
-        """Steps of one epoch of the mixture, the same for every rank. Plans all its windows: keep the number."""
-        return self.count_steps(epoch + 1) - self.count_steps(epoch)
-
-    def count_steps(self, epochs: float, progress: Callable[[int, int], None] | None = None) -> int:
-        """Steps of so many epochs of the mixture, a part of one rounded up; left-out steps count.
-
-        Plans every window once (3 s a million samples), so a caller keeps the number with the run.
+    def steps_in_epoch(self, epoch: int, progress: Callable[[int, int], None] | None = None) -> int:
+        """Steps of one epoch of the mixture, the same for every rank. Plans its windows, and those before it, once
+        (3 s a million samples): keep the number.
 
         Args:
-            progress: called with (windows planned, windows in all) after each window.
+            progress: called with (windows of the epoch that are planned, windows of the epoch) after each.
         """
-        whole, part = int(epochs), epochs % 1
-        last = self._epoch_start(whole + (1 if part else 0))
-        for window in range(last):
+        windows = self.windows_of(epoch)
+        first = self.first_step(windows.start)
+        for window in windows:
             self.first_step(window + 1)
             if progress is not None:
-                progress(window + 1, last)
-        begun = self.first_step(self._epoch_start(whole))
-        return begun + ceil((self.first_step(last) - begun) * part)
+                progress(window + 1 - windows.start, len(windows))
+        return self.first_step(windows.stop) - first
+
+    def count_steps(self, epochs: float, progress: Callable[[int, int], None] | None = None) -> int:
+        """Steps of so many epochs of the mixture from the run's start, a part of one rounded up. Counts steps that
+        ``skip_steps`` leaves out too. Costs as ``steps_in_epoch``, for each epoch."""
+        whole, part = int(epochs), epochs % 1
+        steps = sum(self.steps_in_epoch(epoch, progress) for epoch in range(whole))
+        return steps + (ceil(self.steps_in_epoch(whole, progress) * part) if part else 0)
 
     def windows_of(self, epoch: int) -> range:
         """Windows of an epoch of the mixture."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from qwen_audio_train.plan.bins import pack
+from qwen_audio_train.plan.bins import bin_costs, pack
 from qwen_audio_train.plan.budget import Budget
 from qwen_audio_train.plan.order import Positions, key, keys, permutation
 from qwen_audio_train.samples import IntArray
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LEVELS, _STEPS, _PLACES = range(2, 5)
-_COST_LEVELS = 16
+_COST_LEVELS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,6 @@ class Drawn:
     epochs: IntArray
     tokens: Positions
     frames: Positions
-
-    def take(self, members: Positions) -> Bin:
-        """Some of the samples as a bin."""
-        return Bin(self.sources[members], self.samples[members], self.epochs[members])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +99,7 @@ def _rows(costs: Positions, budget: Budget, seed: int, window: int) -> Positions
 
 
 def _costs(bin_of: Positions, num_bins: int, drawn: Drawn, budget: Budget) -> Positions:
-    """Share of the token budget plus share of the frame budget, in sixteenths: whole numbers, so that they are the same
+    """Share of the token budget plus share of the frame budget, in levels: whole numbers, so that they are the same
     on every machine."""
-    tokens, frames = bin_sizes(bin_of, num_bins, drawn.tokens, drawn.frames, budget)
-    cost = tokens * budget.encoder_frames + frames * budget.llm_tokens
+    cost = bin_costs(bin_of, num_bins, drawn.tokens, drawn.frames, budget)
     return cost * _COST_LEVELS // (budget.llm_tokens * budget.encoder_frames)
-
-
-def bin_sizes(
-    bin_of: Positions, num_bins: int, tokens: Positions, frames: Positions, budget: Budget
-) -> tuple[Positions, Positions]:
-    """What each bin costs: (tokens, frames), padding included in the padded layout. Shape (num_bins,) each."""
-    if budget.layout == "packed":
-        return _sums(bin_of, tokens, num_bins), _sums(bin_of, frames, num_bins)
-    rows = np.bincount(bin_of, minlength=num_bins)
-    longest = np.zeros((2, num_bins), np.int64)
-    np.maximum.at(longest[0], bin_of, tokens)
-    np.maximum.at(longest[1], bin_of, frames)
-    return rows * longest[0], rows * longest[1]
-
-
-def _sums(bin_of: Positions, sizes: Positions, num_bins: int) -> Positions:
-    sums = np.zeros(num_bins, np.int64)
-    np.add.at(sums, bin_of, sizes)
-    return sums
