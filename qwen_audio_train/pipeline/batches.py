@@ -10,6 +10,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.pipeline.clips import ClipSource
 from qwen_audio_train.pipeline.collate import ClipInput, Collator, num_tokens
 from qwen_audio_train.pipeline.measure import ALL, Selection
-from qwen_audio_train.pipeline.quarantine import Failure, MicroBatch, Quarantine
+from qwen_audio_train.pipeline.quarantine import Failure, Limits, MicroBatch, Quarantine
 from qwen_audio_train.plan.position import PlanPosition
 from qwen_audio_train.plan.steps import Plan, rank_bins
 from qwen_audio_train.plan.windows import Bin
@@ -191,8 +192,8 @@ def source_seed(seed: int, name: str) -> int:
     return augmentation_key(seed, 0, named)
 
 
-class PlannedBatches(Dataset[MicroBatch]):
-    """Bin -> batch, for one rank of a run of ``num_steps`` steps."""
+class PlannedBatches:
+    """One rank's batches of a run of ``num_steps`` steps."""
 
     def __init__(
         self,
@@ -202,7 +203,7 @@ class PlannedBatches(Dataset[MicroBatch]):
         num_steps: int,
         rank: int,
         world: int,
-        quarantine: Quarantine,
+        quarantine: Quarantine | None = None,
     ) -> None:
         self.plan = plan
         self.builder = builder
@@ -210,7 +211,8 @@ class PlannedBatches(Dataset[MicroBatch]):
         """Steps that the run takes; those of ``skip_steps`` are not among them."""
         self.rank = rank
         self.world = world
-        self.quarantine = quarantine
+        # Without limits of its own a run stops at the first failure.
+        self.quarantine = quarantine or Quarantine(Path(), Limits(1, 0.0), rank=rank)
         self.num_workers = 0
         self.accepts_change = False
         self.table = ""
@@ -230,10 +232,6 @@ class PlannedBatches(Dataset[MicroBatch]):
         """Micro-batches of this rank in a step."""
         return self.plan.budget.bins_per_step // self.world
 
-    def __getitem__(self, planned: Bin) -> MicroBatch:
-        columns = (planned.sources.tolist(), planned.samples.tolist(), planned.epochs.tolist())
-        return self.builder.build([Draw(*draw) for draw in zip(*columns, strict=True)])
-
     def bins(self) -> Iterator[Bin]:
         """This rank's bins from the start step to the last."""
         steps = self.plan.steps_from(self._start)
@@ -243,7 +241,7 @@ class PlannedBatches(Dataset[MicroBatch]):
     def loader(self) -> DataLoader[MicroBatch]:
         """Batches from ``start_step`` on. Its length is that of the whole run, so that a resumed run counts alike."""
         return DataLoader(
-            self,
+            _BinReader(self.builder),
             sampler=_Bins(self),
             batch_size=None,
             num_workers=self.num_workers,
@@ -256,7 +254,7 @@ class PlannedBatches(Dataset[MicroBatch]):
         """Where a checkpoint after ``step`` taken steps stands, as JSON."""
         return self.plan.position_at(self._index(step), step).to_json()
 
-    def epoch_at(self, step: int) -> float:
+    def epoch_after(self, step: int) -> float:
         """Epochs of the mixture behind ``step`` taken steps."""
         return self.plan.epoch_at(self._index(step))
 
@@ -272,6 +270,17 @@ class PlannedBatches(Dataset[MicroBatch]):
         """Index in the plan of the step behind so many taken ones."""
         first = 0 if self._start is None else self._start.step
         return self.plan.skips.after(first, taken - self.start_step)
+
+
+class _BinReader(Dataset[MicroBatch]):
+    """All that a worker process gets: it knows nothing of the plan."""
+
+    def __init__(self, builder: BatchBuilder) -> None:
+        self._builder = builder
+
+    def __getitem__(self, planned: Bin) -> MicroBatch:
+        columns = (planned.sources.tolist(), planned.samples.tolist(), planned.epochs.tolist())
+        return self._builder.build([Draw(*draw) for draw in zip(*columns, strict=True)])
 
 
 class _Bins(Sampler[Bin]):

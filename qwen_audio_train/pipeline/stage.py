@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from qwen_audio_train.plan.sources import Source
 from qwen_audio_train.plan.steps import Plan
 from qwen_audio_train.prompts.render import AUDIO_TOKEN, Renderer
 from qwen_audio_train.shards.reader import ShardSet
+
+STEPS_FILE = "plan_steps.json"
+"""In a run's folder: how many steps its epochs are, and of which plan."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +86,7 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
     batches = PlannedBatches(
         plan,
         BatchBuilder(sources, renderer, front.collator(), is_preference=isinstance(config, DpoConfig)),
-        num_steps=num_steps(config, plan),
+        num_steps=num_steps(config, plan, writes=rank == 0),
         rank=rank,
         world=world,
         quarantine=Quarantine(Path(config.run.dir), limits, rank=rank),
@@ -137,16 +141,38 @@ def budget_of(config: StageConfig) -> Budget:
     )
 
 
-def num_steps(config: StageConfig, plan: Plan) -> int:
-    """``run.max_steps``, or ``run.epochs`` of the mixture counted in the plan's steps, left-out ones excepted."""
+def num_steps(config: StageConfig, plan: Plan, *, writes: bool = True) -> int:
+    """``run.max_steps``, or ``run.epochs`` of the mixture counted in the plan's steps, left-out ones excepted.
+
+    Counting plans every window once (3 s a million samples), so the number is kept in the run's folder.
+    """
     if config.run.max_steps is not None:
         return config.run.max_steps
     assert config.run.epochs is not None
-    steps = plan.count_steps(config.run.epochs)
+    kept = Path(config.run.dir) / STEPS_FILE
+    what = {"plan": plan.hash, "epochs": config.run.epochs}
+    steps = _kept_steps(kept, what)
+    if steps is None:
+        steps = plan.count_steps(config.run.epochs)
+        if writes:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            staged = kept.with_name(f".{kept.name}.tmp")
+            staged.write_text(json.dumps({**what, "steps": steps}, indent=1) + "\n", encoding="utf-8")
+            staged.replace(kept)
     steps -= plan.skips.count(0, steps)
     if steps <= 0:
         raise ConfigError(f"run.epochs={config.run.epochs} comes to no step: raise it, or set run.max_steps")
     return steps
+
+
+def _kept_steps(path: Path, what: dict[str, Any]) -> int | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(kept, dict) or type(kept.get("steps")) is not int:
+        return None
+    return int(kept["steps"]) if all(kept.get(name) == value for name, value in what.items()) else None
 
 
 def _require_fitting(sources: Sequence[Source], rows: Sequence[Measured], budget: Budget) -> None:

@@ -1,8 +1,8 @@
 """Samples of a window into bins under two budgets, tokens and encoder frames.
 
-``packed``: sums must fit; best-fit decreasing, or, where a window is only a few steps, evenly over as many bins as whole
-steps have. ``padded``: rows times the longest row must fit; neighbours in size share a bin. Every sample lands in one
-bin, the budgets are never exceeded, and the bins come to whole steps.
+``packed``: sums must fit; best-fit decreasing, or, where a window is only a few steps, evenly over as many bins as
+whole steps have. ``padded``: rows times the longest row must fit; neighbours in size share a bin. Every sample lands
+in one bin, the budgets are never exceeded, and the bins come to whole steps.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Budget:
 
 
 def require_plannable(sources: Sequence[Source], budget: Budget) -> None:
-    """Every sample must fit a bin by itself. Reads all lengths, a part at a time: for a run's start, where it is wanted.
+    """Every sample must fit a bin by itself. Reads all lengths, a part at a time, which a plan itself never does.
 
     Raises:
         ConfigError: for each source, how many samples do not fit, the first and the largest.

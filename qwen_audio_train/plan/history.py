@@ -5,23 +5,36 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from qwen_audio_train.plan.position import PlanPosition
+from qwen_audio_train.errors import CheckpointError
+from qwen_audio_train.plan.position import PlanPosition, changes
 from qwen_audio_train.plan.segments import Segment
 
 _REORDER = ("seed", "version")
 _REORDER_BUDGET = ("slice_samples", "shuffle")
 
 
-def appended(position: PlanPosition, identity: dict[str, Any], changed: list[str]) -> PlanPosition:
-    """The position with a segment of ``identity`` appended.
+def continued(position: PlanPosition, identity: dict[str, Any], *, accept_changes: bool) -> PlanPosition:
+    """The position in a plan of ``identity``: unchanged, or with a segment of it appended.
 
-    The segment begins at the next window's start, so the window that is under way is run to its end as it was planned,
-    and nothing is lost or repeated. If its sources are not there any more as they were, its remaining steps cannot be
-    made: they are left out, which the segment records, and the segment begins at once.
+    A new segment begins at the next window's start, so the window that is under way is run to its end as it was
+    planned, and nothing is lost or repeated. If its sources are not there any more as they were, its remaining steps
+    cannot be made: they are left out, which the segment records, and the segment begins at once.
 
     A source goes on where it stood. One whose samples or whose order changed begins its next epoch: the rest of its old
     order means nothing in the new one.
+
+    Raises:
+        CheckpointError: something changed, and that is not accepted: everything that changed is named.
     """
+    changed = changes(position.segments[-1].identity, identity)
+    if not changed:
+        return position
+    if not accept_changes:
+        raise CheckpointError(
+            f"the checkpoint stands at step {position.step} of another plan; going on would repeat some samples and "
+            f"leave others out. Changed: {'; '.join(changed)}. Restore these, accept the change, or start a new run "
+            "from the checkpoint's weights"
+        )
     segments = [segment for segment in position.segments if segment.first_window <= position.window]
     current = segments[-1]
     boundary = position.window + (1 if position.in_window else 0)

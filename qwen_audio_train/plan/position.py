@@ -75,8 +75,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for name in old:
         if name in new:
             found += _differences(old[name], new[name], f"sources.{name}.")
-    rest = ({key: value for key, value in identity.items() if key != "sources"} for identity in (before, now))
-    return found + _differences(*rest, "")
+    return found + _differences({**before, "sources": None}, {**now, "sources": None}, "")
 
 
 def _by_name(sources: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The stretches of a run between changes of its mixture, and how much of each source a window draws.
 
-Within a segment, mixture time ``t`` counts samples. An epoch of the mixture is as many samples as its sources hold, cut
-into near-equal windows; by time ``t`` a source of weight ``w`` has given ``floor(t * w / sum of weights)`` samples. That
-is whole-number arithmetic: every window holds its exact share of every source to one sample, however long a run is.
+Within a segment, mixture time ``t`` counts samples. An epoch of the mixture is as many samples as its sources hold,
+cut into near-equal windows; by time ``t`` a source of weight ``w`` has given ``floor(t * w / sum of weights)`` samples.
+That is whole-number arithmetic: every window holds its exact share of every source to one sample, however long a run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from qwen_audio_train.plan.budget import Budget
 from qwen_audio_train.plan.sources import whole_weights
 
 
@@ -32,6 +33,16 @@ class Segment:
     """What of the segment before could not be run any more, in words."""
 
     @cached_property
+    def budget(self) -> Budget:
+        """Of this segment's bins and steps."""
+        return Budget(**self.identity["budget"])
+
+    @property
+    def seed(self) -> int:
+        """Of this segment's order."""
+        return int(self.identity["seed"])
+
+    @cached_property
     def weights(self) -> tuple[int, ...]:
         """Of each source, as whole numbers."""
         return whole_weights(self.identity["sources"])
@@ -45,7 +56,7 @@ class Segment:
     @cached_property
     def epoch_windows(self) -> int:
         """Windows of one epoch of the mixture."""
-        return max(1, round(self.epoch_samples / int(self.identity["budget"]["window_samples"])))
+        return max(1, round(self.epoch_samples / self.budget.window_samples))
 
     def epoch_of(self, window: int) -> tuple[int, int]:
         """Epoch of the mixture, and number of the window within it."""
@@ -65,6 +76,6 @@ class Segment:
             for source, weight in zip(self.identity["sources"], self.weights, strict=True)
         )
 
-    def next_epoch_window(self, epoch: int) -> int:
+    def epoch_window(self, epoch: int) -> int:
         """First window of an epoch of the mixture in this segment."""
         return self.first_window + (epoch - self.first_epoch) * self.epoch_windows

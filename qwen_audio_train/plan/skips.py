@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qwen_audio_train.errors import ConfigError
 
@@ -32,7 +33,7 @@ class Skips:
         good.sort()
         problems += [
             f"skip_steps: {list(one)} and {list(two)} overlap: join them"
-            for one, two in zip(good, good[1:], strict=False)
+            for one, two in pairwise(good)
             if two[0] <= one[1]
         ]
         if problems:

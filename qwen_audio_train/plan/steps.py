@@ -1,10 +1,9 @@
 """The plan: which samples make up step k, as a pure function of (seed, sources, weights, budget).
 
-It knows no ranks, no workers and no history. Any world size that divides ``bins_per_step`` runs the same steps, resuming
-is a look-up of a position, and what a step holds never depends on how long the run will be.
+It knows no ranks and no workers. Any world size that divides ``bins_per_step`` runs the same steps, resuming is a
+look-up of a position, and what a step holds never depends on how long the run will be.
 
-One window is worked out at a time. The one thing that grows with a source is permuting its slices, once an epoch: 0.2 s
-at 100 million samples.
+One window is worked out at a time. What grows with a source is permuting its slices once an epoch, nothing else.
 """
 
 from __future__ import annotations
@@ -16,19 +15,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
 from math import ceil
 from typing import Any, Final
 
-import numpy as np
-
-from qwen_audio_train.errors import CheckpointError, ConfigError
-from qwen_audio_train.plan.budget import Budget, require_fits
-from qwen_audio_train.plan.history import appended
-from qwen_audio_train.plan.position import PlanPosition, changes
+from qwen_audio_train.errors import ConfigError
+from qwen_audio_train.plan.budget import Budget
+from qwen_audio_train.plan.draws import Draws
+from qwen_audio_train.plan.history import continued
+from qwen_audio_train.plan.position import PlanPosition
 from qwen_audio_train.plan.segments import Segment
 from qwen_audio_train.plan.skips import Skips
-from qwen_audio_train.plan.sources import Source, SourceOrder, require_mixture
-from qwen_audio_train.plan.windows import Bin, Drawn, PlannedWindow, plan_window
+from qwen_audio_train.plan.sources import Source, require_mixture
+from qwen_audio_train.plan.windows import Bin, PlannedWindow, plan_window
 
 PLAN_VERSION: Final = 2
 """Goes into the hash of a plan: raise it when the same inputs give another order."""
@@ -78,14 +78,14 @@ class Plan:
         self.seed = seed
         self.budget = budget
         self.skips = Skips.of(skip_steps)
+        self._draws = Draws(self.sources)
         self._identity = {
             "version": PLAN_VERSION,
             "seed": seed,
             "budget": asdict(budget),
-            "sources": [source.identity() for source in sorted(sources, key=lambda source: source.name)],
+            "sources": self._draws.identities,
         }
         self.segments = tuple(segments) if segments else (Segment(0, 0, self._identity),)
-        self._orders: dict[tuple[int, int, int, bool], SourceOrder] = {}
         self._windows: OrderedDict[int, PlannedWindow] = OrderedDict()
         self._anchor = 0
         self._first_steps = [0]
@@ -93,23 +93,19 @@ class Plan:
         self.windows_planned = 0
         """How often a window was worked out (rather than remembered): for tests and logs."""
 
-    # What plan this is
-
     def identity(self) -> dict[str, Any]:
         """What the order depends on now, in words that an error can print."""
         return self._identity
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Changes when the order could change: of the identity and of the run's segments."""
         return _digest([self._identity, [asdict(segment) for segment in self.segments]])
 
-    @property
+    @cached_property
     def index_hash(self) -> str:
         """Of the sources' fingerprints."""
         return _digest([[source.name, source.fingerprint] for source in self.sources])
-
-    # Steps
 
     def steps_from(self, position: PlanPosition | None = None) -> Iterator[Step]:
         """Steps from a position (None: the run's start) on, without end, a window's work at a time.
@@ -121,18 +117,16 @@ class Plan:
             ConfigError: a drawn sample does not fit a bin.
             CheckpointError: the position is in a segment whose sources or budget the plan does not have any more.
         """
-        window, in_window = 0, 0
+        window, in_window, first = 0, 0, 0
         if position is not None:
-            self._know(position.window, position.step - position.in_window)
-            window, in_window = position.window, position.in_window
-        elif self._anchor:
-            self._know(0, 0)
+            window, in_window, first = position.window, position.in_window, position.step - position.in_window
         while True:
-            first, count = self.first_step(window), len(self.window(window))
-            for number in range(in_window, count):
+            self._know(window, first)
+            planned = self.window(window)
+            for number in range(in_window, len(planned)):
                 if first + number not in self.skips:
-                    yield self._step(window, number)
-            window, in_window = window + 1, 0
+                    yield self._step(first, window, number)
+            window, in_window, first = window + 1, 0, first + len(planned)
 
     def step(self, index: int) -> Step:
         """Step ``index``, left out or not. Costs one window's work where the windows before it are known (because they
@@ -142,7 +136,7 @@ class Plan:
         window = self._window_of(index)
         while index >= self.first_step(window) + len(self.window(window)):
             window += 1
-        return self._step(window, index - self.first_step(window))
+        return self._step(self.first_step(window), window, index - self.first_step(window))
 
     def position_of(self, step: Step) -> PlanPosition:
         """The position before ``step`` is run, every step before it having been run or left out by ``skip_steps``."""
@@ -154,8 +148,8 @@ class Plan:
         window = self._window_of(index)
         while index > self.first_step(window) and index >= self.first_step(window + 1):
             window += 1
-        counted = index - self.skips.count(0, index) if taken is None else taken
-        return self._position(index, counted, window, index - self.first_step(window))
+        taken = index - self.skips.count(0, index) if taken is None else taken
+        return self._position(index, taken, window, index - self.first_step(window))
 
     def first_step(self, window: int) -> int:
         """Global index of a window's first step. Plans the windows before it that are not known."""
@@ -182,15 +176,12 @@ class Plan:
             self._windows.move_to_end(number)
         else:
             segment = self.segment_of(number)
-            budget = Budget(**segment.identity["budget"])
-            drawn = self._drawn(segment, number, budget)
-            self._windows[number] = plan_window(drawn, budget, seed=int(segment.identity["seed"]), window=number)
+            drawn = self._draws.window(segment, number)
+            self._windows[number] = plan_window(drawn, segment.budget, seed=segment.seed, window=number)
             self.windows_planned += 1
             if len(self._windows) > _WINDOWS_KEPT:
                 self._windows.popitem(last=False)
         return self._windows[number]
-
-    # Counts
 
     def steps_in_epoch(self, epoch: int, progress: Callable[[int, int], None] | None = None) -> int:
         """Steps of one epoch of the mixture, the same for every rank. Plans its windows, and those before it, once
@@ -222,8 +213,6 @@ class Plan:
         """The segment that rules over a window."""
         return next(segment for segment in reversed(self.segments) if segment.first_window <= window)
 
-    # Changes in the middle of a run
-
     def with_segment(self, position: PlanPosition, weights: Mapping[str, Fraction | None]) -> tuple[Plan, PlanPosition]:
         """The plan with other weights from the next window's start on, and the position in it.
 
@@ -246,22 +235,13 @@ class Plan:
     def resumed(self, position: PlanPosition, *, accept_changes: bool = False) -> tuple[Plan, PlanPosition]:
         """This plan with the history of a run, and where to go on in it.
 
-        Where seed, budget, sources or weights are not those of the run and ``accept_changes`` is set, they hold from the
-        next window's start on (``history.appended`` says what becomes of the window that is under way).
+        Where seed, budget, sources or weights are not those of the run and ``accept_changes`` is set, they hold from
+        the next window's start on (``history.continued`` says what becomes of the window that is under way).
 
         Raises:
             CheckpointError: they changed and that is not accepted: everything that changed is named.
         """
-        segments = position.segments
-        found = changes(segments[-1].identity, self._identity)
-        if found and not accept_changes:
-            raise CheckpointError(
-                f"the checkpoint stands at step {position.step} of another plan; going on would repeat some samples and "
-                f"leave others out. Changed: {'; '.join(found)}. Restore these, accept the change, or start a new run "
-                "from the checkpoint's weights"
-            )
-        if found:
-            position = appended(position, self._identity, found)
+        position = continued(position, self._identity, accept_changes=accept_changes)
         plan = Plan(
             self.sources, seed=self.seed, budget=self.budget, skip_steps=self.skips.ranges, segments=position.segments
         )
@@ -273,14 +253,16 @@ class Plan:
             index, taken, window, in_window, epoch, self.seed, self.hash, self.index_hash, self.segments
         )
 
-    def _step(self, window: int, number: int) -> Step:
+    def _step(self, first: int, window: int, number: int) -> Step:
         epoch, _ = self.segment_of(window).epoch_of(window)
-        return Step(self.first_step(window) + number, epoch, window, number, self.window(window).bins(number))
+        return Step(first + number, epoch, window, number, self.window(window).bins(number))
 
     def _know(self, window: int, first_step: int) -> None:
-        """Count steps from this window on, unless it is known already."""
-        known = self._anchor <= window < self._anchor + len(self._first_steps)
-        if not known:
+        """Remember where a window begins: beside the others, or, if it does not follow them, in their place."""
+        behind = self._anchor + len(self._first_steps)
+        if window == behind:
+            self._first_steps.append(first_step)
+        elif not self._anchor <= window < behind:
             self._anchor, self._first_steps = window, [first_step]
 
     def _window_of(self, index: int) -> int:
@@ -290,44 +272,11 @@ class Plan:
         return self._anchor + bisect_right(self._first_steps, index) - 1
 
     def _epoch_start(self, epoch: int) -> int:
-        following = [segment.first_window for segment in self.segments[1:]] + [None]
-        for segment, end in zip(self.segments, following, strict=True):
-            window = segment.next_epoch_window(epoch)
-            if end is None or window < end:
-                return max(window, segment.first_window)
-        raise AssertionError("the last segment has no end")
-
-    def _drawn(self, segment: Segment, window: int, budget: Budget) -> Drawn:
-        parts = []
-        starts, stops = segment.positions_of(window), segment.positions_of(window + 1)
-        numbers = {source.name: number for number, source in enumerate(self.sources)}
-        now = {entry["name"]: entry for entry in self._identity["sources"]}
-        for entry, start, stop in zip(segment.identity["sources"], starts, stops, strict=True):
-            present = now.get(entry["name"], {})
-            if any(entry[field] != present.get(field) for field in ("index", "samples", "lengths")):
-                raise CheckpointError(
-                    f"window {window} cannot be planned any more: its source {entry['name']} was removed or changed"
-                )
-            number = numbers[entry["name"]]
-            source = self.sources[number]
-            samples, epochs = self._order(number, int(segment.identity["seed"]), budget).samples(start, stop)
-            require_fits(source, samples, budget)
-            tokens, frames = source.lengths.llm_tokens[samples], source.lengths.encoder_frames[samples]
-            parts.append((np.full(len(samples), number), samples, epochs, tokens, frames))
-        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        sources, samples, epochs, tokens, frames = columns
-        return Drawn(
-            sources.astype(np.int32), samples, epochs.astype(np.int32), tokens.astype(np.int64), frames.astype(np.int64)
-        )
-
-    def _order(self, number: int, seed: int, budget: Budget) -> SourceOrder:
-        at = number, seed, budget.slice_samples, budget.shuffle
-        if at not in self._orders:
-            source = self.sources[number]
-            self._orders[at] = SourceOrder(
-                source.name, len(source), seed=seed, slice_samples=budget.slice_samples, shuffle=budget.shuffle
-            )
-        return self._orders[at]
+        for segment, following in pairwise(self.segments):
+            window = segment.epoch_window(epoch)
+            if window < following.first_window:
+                return window
+        return max(self.segments[-1].first_window, self.segments[-1].epoch_window(epoch))
 
 
 def rank_bins(step: Step, rank: int, world: int) -> tuple[Bin, ...]:

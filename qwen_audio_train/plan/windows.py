@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +68,7 @@ class PlannedWindow:
         drawn = self.drawn
         return tuple(
             Bin(drawn.sources[start:stop], drawn.samples[start:stop], drawn.epochs[start:stop])
-            for start, stop in zip(bounds, bounds[1:], strict=False)
+            for start, stop in pairwise(bounds)
         )
 
 

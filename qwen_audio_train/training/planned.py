@@ -100,7 +100,7 @@ class PlannedTraining(Trainer):
             logs.update(self.throughput.read(self.item_name))
             logs["quarantined_samples"] = self.batches.quarantine.num_bad
         # The library counts a run of the loader as an epoch, and starts over when it resumes.
-        self.state.epoch = self.batches.epoch_at(self.state.global_step)
+        self.state.epoch = self.batches.epoch_after(self.state.global_step)
         super().log(logs, start_time)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

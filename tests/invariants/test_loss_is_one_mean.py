@@ -25,7 +25,7 @@ def step(trainer: Any, samples: Sequence[int], cut: list[int]) -> tuple[float, d
     """Loss and gradients of one optimiser step over these samples, by the trainer's own methods."""
     trainer.model.zero_grad()
     builder = trainer.batches.builder
-    bins = [builder.build(samples[start:stop], epoch=0) for start, stop in pairwise(cut)]
+    bins = [builder.build([Draw(0, i, 0) for i in samples[start:stop]]) for start, stop in pairwise(cut)]
     trainer.args.gradient_accumulation_steps = trainer.current_gradient_accumulation_steps = len(bins)
     batches, count = trainer.get_batch_samples(iter(bins), len(bins), torch.device("cpu"))
     losses = [trainer.training_step(trainer.model, batch, num_items_in_batch=count) for batch in batches]
@@ -48,7 +48,7 @@ def trainer(request, workshop, tmp_path_factory):
 
 def uneven_samples(trainer: Any) -> list[int]:
     """Two samples with the most targets and two with the fewest."""
-    order = np.argsort(trainer.batches.plan.lengths.supervised_tokens, kind="stable")
+    order = np.argsort(trainer.batches.plan.sources[0].lengths.supervised_tokens, kind="stable")
     return [int(order[-1]), int(order[0]), int(order[1]), int(order[-2])]
 
 

@@ -76,7 +76,7 @@ def test_a_share_of_nothing_stops_at_the_first(tmp_path):
 
 
 def test_a_batch_crosses_processes_with_what_it_says_of_its_bin():
-    sent = pickle.loads(pickle.dumps(batch(True, False)))  # noqa: S301 - our own bytes
+    sent = pickle.loads(pickle.dumps(batch(True, False)))
     assert sent.usable == (True, False)
     assert [failure.key for failure in sent.failures] == ["k1"]
     assert torch.equal(sent["input_ids"], torch.zeros(1, 2))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwen_audio_train.plan.order import key, mixed, permutation, permutation_within
+from qwen_audio_train.plan.order import key, mixed, permutation
 
 
 def test_splitmix64_reference_values() -> None:
@@ -16,11 +16,3 @@ def test_permutation_is_one_and_depends_on_its_key() -> None:
     assert np.array_equal(np.sort(one), np.arange(1000))
     assert (one == two).sum() < 20
     assert abs(np.corrcoef(one, np.arange(1000))[0, 1]) < 0.1
-
-
-def test_permutation_within_stays_within() -> None:
-    groups = np.repeat(np.arange(50), 7)
-    drawn = permutation_within(groups, key(3))
-    assert np.array_equal(groups[drawn], groups)
-    assert np.array_equal(np.sort(drawn), np.arange(350))
-    assert (drawn != np.arange(350)).mean() > 0.7
