@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,10 @@ class Record:
     """Metadata fields that the contract does not know, kept as they are (a prompt id, a judge's score)."""
 
 
+TEXT_TASK: Final = "text"
+"""Task of pretraining records without a clip: plain text, to keep what the language model knew."""
+
+
 @dataclass(frozen=True, slots=True)
 class PretrainRecord(Record):
     """One task on one clip: 'here is a clip, here is the natural-language prompt, this is the target'."""
@@ -64,6 +68,7 @@ class PretrainRecord(Record):
     task: str
     """A name in prompts/tasks.py, for instance ``transcribe``."""
     audio_language: str
+    """Empty for TEXT_TASK."""
     text_language: str
     text: str
     prompt: str | None = None

@@ -18,7 +18,7 @@ from qwen_audio_train.evaluation.generate import Generator
 from qwen_audio_train.evaluation.report import DpoScores, scores_table
 from qwen_audio_train.evaluation.rewards import pair_rewards
 from qwen_audio_train.model.load import load_model, load_processor
-from qwen_audio_train.pipeline.batches import BatchBuilder
+from qwen_audio_train.pipeline.batches import BatchBuilder, SampleSource
 from qwen_audio_train.pipeline.encoded_clips import encode_set
 from qwen_audio_train.pipeline.stage import Front
 from qwen_audio_train.prompts.render import Renderer
@@ -55,8 +55,9 @@ def main(config: EvaluateConfig) -> None:
         front = Front.of(
             processor, encode_set(model, wanted.preference_set, wanted.cache_dir) if wanted.encode_once else None
         )
+        source = SampleSource(shards.name, shards, front.clips(shards))
         builder = BatchBuilder(
-            shards, Renderer(front.tokenizer), front.clips(shards), front.collator(), is_preference=True
+            (source,), Renderer(front.tokenizer), front.collator(), is_preference=True, is_strict=True
         )
         reference = load_model(wanted.reference, config.model).eval().to(model.device)
         samples = range(min(len(shards), wanted.limit or len(shards)))

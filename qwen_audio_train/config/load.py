@@ -69,7 +69,11 @@ def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterat
     """Hydra lets ``+group.key=value`` add keys that no dataclass has."""
     for key in raw:
         name = f"{place}{key!s}"
-        if key not in known:
+        if known._metadata.element_type not in (Any, None) and known._metadata.object_type is dict:
+            # Entries named by the user, such as data.sources: OmegaConf types each at composition.
+            entry = OmegaConf.structured(known._metadata.element_type)
+            yield from _unknown_keys(raw[key], entry, f"{name}.")
+        elif key not in known:
             where = place.rstrip(".") or "the recipe"
             yield f"{name} is no setting (a typing mistake?): known in {where}: {', '.join(map(str, known))}"
         elif isinstance(known._get_node(key), DictConfig):

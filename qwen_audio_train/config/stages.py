@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from qwen_audio_train.config.adapter import AdapterConfig
 from qwen_audio_train.config.batching import BatchingConfig
 from qwen_audio_train.config.checkpoint import CheckpointConfig
-from qwen_audio_train.config.data import DataConfig
+from qwen_audio_train.config.data import DataConfig, Stage
 from qwen_audio_train.config.evaluation import EvaluationConfig
 from qwen_audio_train.config.export import ExportConfig
 from qwen_audio_train.config.model import ModelConfig
@@ -50,6 +50,13 @@ class DpoConfig(StageConfig):
     """recipes/dpo.py"""
 
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+
+
+def stage_of(config: StageConfig) -> Stage:
+    """Which of the three stages a configuration is of."""
+    if isinstance(config, DpoConfig):
+        return Stage.dpo
+    return Stage.sft if isinstance(config, SftConfig) else Stage.pretrain
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qwen_audio_train.config.adapter import AdapterKind
-from qwen_audio_train.config.data import DataConfig
 from qwen_audio_train.config.evaluation import EvaluationConfig
 from qwen_audio_train.config.export import ExportConfig
 from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.optim import OptimConfig
 from qwen_audio_train.config.preference import LOSS_TYPES, PreferenceConfig
 from qwen_audio_train.config.run import RunConfig
-from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, SftConfig, StageConfig
+from qwen_audio_train.config.stages import (
+    DpoConfig,
+    EvaluateConfig,
+    ExportRecipeConfig,
+    SftConfig,
+    StageConfig,
+    stage_of,
+)
+from qwen_audio_train.config.validate_data import data_problems, set_problems
 
 FRAMES_OF_LONGEST_CLIP = 1500
 
@@ -32,7 +39,7 @@ def problems_of(config: object) -> list[str]:
 
 def _stage(config: StageConfig) -> Iterator[str]:
     yield from _run(config.run)
-    yield from _data(config.data)
+    yield from data_problems(config.data, stage_of(config))
     yield from _optim(config.optim)
     yield from _model(config)
     yield from _precision(config)
@@ -52,19 +59,6 @@ def _run(run: RunConfig) -> Iterator[str]:
     for name, value in (("max_steps", run.max_steps), ("epochs", run.epochs)):
         if value is not None and value <= 0:
             yield f"run.{name}={value} must be above 0"
-
-
-def _data(data: DataConfig) -> Iterator[str]:
-    yield from _shard_set("data.train", data.train, required=True)
-    if data.num_workers < 0:
-        yield f"data.num_workers={data.num_workers} must be 0 or more"
-    if data.num_wordings < 1:
-        yield f"data.num_wordings={data.num_wordings} must be at least 1 (the official wording)"
-    if data.mask_audio_spans and not data.encode_once:
-        yield (
-            f"data.mask_audio_spans={data.mask_audio_spans} masks encoded clips: it needs data.encode_once=true "
-            "(SpecAugment on mels comes with the data engine)"
-        )
 
 
 def _model(config: StageConfig) -> Iterator[str]:
@@ -183,8 +177,8 @@ def _evaluation(evaluation: EvaluationConfig, *, model: str | None) -> Iterator[
         yield from _local_model("model.start_from", model)
     if not evaluation.output:
         yield "evaluation.output is empty: say where scores and predictions go"
-    yield from _shard_set("evaluation.pretrain_set", evaluation.pretrain_set, required=not evaluation.preference_set)
-    yield from _shard_set("evaluation.preference_set", evaluation.preference_set, required=False)
+    yield from set_problems("evaluation.pretrain_set", evaluation.pretrain_set, required=not evaluation.preference_set)
+    yield from set_problems("evaluation.preference_set", evaluation.preference_set, required=False)
     if evaluation.preference_set and not evaluation.reference:
         yield "evaluation.preference_set needs evaluation.reference: the model folder that rewards are measured against"
     if evaluation.reference:
@@ -203,13 +197,4 @@ def _export(export: ExportConfig) -> Iterator[str]:
         yield from _local_model("export.stage", export.stage)
     if not export.output:
         yield "export.output is empty: say where the export goes"
-    yield from _shard_set("export.verify_set", export.verify_set, required=True)
-
-
-def _shard_set(name: str, path: str, *, required: bool) -> Iterator[str]:
-    if not path:
-        if required:
-            yield f"{name} is empty: name a shard set's folder (data_prep/README.md says how to make one)"
-        return
-    if not (Path(path) / "dataset.json").is_file():
-        yield f"{name}={path} is not a shard set: it has no dataset.json (data_prep/README.md says how to make one)"
+    yield from set_problems("export.verify_set", export.verify_set, required=True)

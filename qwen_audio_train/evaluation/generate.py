@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
-from qwen_audio_train.pipeline.batches import ClipSource
+from qwen_audio_train.pipeline.clips import ClipSource
 from qwen_audio_train.pipeline.collate import Collator
 from qwen_audio_train.prompts.render import END_OF_TEXT, IM_END
 from qwen_audio_train.samples import Record, Rendered
@@ -71,7 +71,7 @@ class Generator:
 
     @torch.no_grad()
     def _answer(self, prompts: Sequence[Prompt], clips: ClipSource) -> Iterator[Answer]:
-        inputs = [[clips.read(clip, p.record.origin, seed=0) for clip in p.record.clips] for p in prompts]
+        inputs = [[clips.read(clip, p.record.origin, key=0) for clip in p.record.clips] for p in prompts]
         batch = self.collator.prompts([p.rendered for p in prompts], inputs)
         batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
         attention_mask = batch.pop("attention_mask")

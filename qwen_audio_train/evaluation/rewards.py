@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
-from qwen_audio_train.pipeline.batches import BatchBuilder
+from qwen_audio_train.pipeline.batches import BatchBuilder, Draw
 from qwen_audio_train.pipeline.collate import IGNORE
 
 PAIRS_AT_ONCE = 16
@@ -45,14 +45,16 @@ def pair_rewards(
     """Score pairs under both models.
 
     Args:
-        builder: of a preference set; both models hear the same batches.
+        builder: of one preference set, strict; both models hear the same batches.
         samples: numbers of the pairs in the set.
     """
     chosen: list[float] = []
     rejected: list[float] = []
     for start in tqdm(range(0, len(samples), PAIRS_AT_ONCE), desc="rewards", unit="batch", leave=False):
-        batch = builder.build(samples[start : start + PAIRS_AT_ONCE], epoch=0)
-        batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
+        batch = {
+            name: tensor.to(policy.device)
+            for name, tensor in builder.build([Draw(0, i, 0) for i in samples[start : start + PAIRS_AT_ONCE]]).items()
+        }
         labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, IGNORE)
         ratios = _log_probs(policy, batch, labels) - _log_probs(reference, batch, labels)
         halves = (beta * ratios).chunk(2)

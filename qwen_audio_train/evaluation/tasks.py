@@ -18,7 +18,7 @@ from qwen_audio_train.evaluation import metrics
 from qwen_audio_train.evaluation.forms import ChatAnswer, Question, form_shares
 from qwen_audio_train.evaluation.generate import Answer, Generator, Prompt
 from qwen_audio_train.evaluation.report import StageScores
-from qwen_audio_train.pipeline.batches import ClipSource
+from qwen_audio_train.pipeline.clips import ClipSource
 from qwen_audio_train.prompts import chat_forms
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.samples import PretrainRecord

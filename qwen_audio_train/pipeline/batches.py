@@ -1,147 +1,248 @@
 """A stage's batches: the plan's bins of this rank, read, decoded, featurised and collated when their step comes.
 
-A bin's content depends on (plan, step) only. Worker processes make whole bins, so their number is invisible; the ranks
-share a step's bins, so their number is too.
+A bin's content depends on (plan, step) only. The main process walks the plan and hands bins to worker processes, which
+make them whole: the number of workers is invisible. Ranks share a step's bins, so their number is too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from qwen_audio_train.audio import lengths
-from qwen_audio_train.audio.augment import mask_token_spans
-from qwen_audio_train.audio.features import LogMel
-from qwen_audio_train.pipeline.collate import Batch, ClipInput, Collator
-from qwen_audio_train.pipeline.encoded_clips import EncodedClips
+from qwen_audio_train.audio.draws import augmentation_key
+from qwen_audio_train.errors import SampleError, ShardError
+from qwen_audio_train.pipeline.clips import ClipSource
+from qwen_audio_train.pipeline.collate import ClipInput, Collator, num_tokens
+from qwen_audio_train.pipeline.measure import ALL, Selection
+from qwen_audio_train.pipeline.quarantine import Failure, Limits, MicroBatch, Quarantine
 from qwen_audio_train.plan.position import PlanPosition
 from qwen_audio_train.plan.steps import Plan, rank_bins
 from qwen_audio_train.plan.windows import Bin
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.prompts.tasks import wording_choice
-from qwen_audio_train.samples import Clip, ClipFeatures, EncodedClip, Origin, Rendered, RenderedPair
+from qwen_audio_train.samples import IntArray, PreferenceRecord, Record, Rendered, RenderedPair
 from qwen_audio_train.shards.reader import ShardSet
 
-
-class ClipSource(Protocol):
-    """Where a batch gets its clips from."""
-
-    def read(self, clip: Clip, origin: Origin, *, seed: int) -> ClipInput:
-        """The clip as the model takes it. ``seed`` keys augmentation by (run seed, epoch, sample)."""
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class MelSource:
-    """Decodes and featurises at true length."""
+class Draw(NamedTuple):
+    """One slot of a bin: which sample of which source, the how-many-th time."""
 
+    source: int
+    sample: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """One source of a mixture, as batches are made from it."""
+
+    name: str
     shards: ShardSet
-    log_mel: LogMel
+    clips: ClipSource
+    selection: Selection = ALL
+    numbers: IntArray | None = None
+    """Shape (samples,): numbers in the set; None if the source has all of the set's samples."""
+    seed: int = 0
+    """Of wordings and augmentation; differs from source to source (``source_seed``)."""
 
-    def read(self, clip: Clip, origin: Origin, *, seed: int) -> ClipInput:
-        """Log-mel of the clip."""
-        samples = self.shards.read_clip(clip, origin)
-        return ClipFeatures(self.log_mel(samples), lengths.mel_frames(clip.num_samples))
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedSource:
-    """Takes what the frozen encoder said before, optionally with spans masked."""
-
-    encoded: EncodedClips
-    mask_spans: int = 0
-    mask_span_tokens: int = 0
-
-    def read(self, clip: Clip, origin: Origin, *, seed: int) -> ClipInput:
-        """Encoder states of the clip."""
-        states = self.encoded.read(clip).states_AD
-        if self.mask_spans:
-            states = mask_token_spans(states, seed=seed, spans=self.mask_spans, longest_tokens=self.mask_span_tokens)
-        return EncodedClip(states)
+    def number(self, sample: int) -> int:
+        """In the set."""
+        return sample if self.numbers is None else int(self.numbers[sample])
 
 
 @dataclass(frozen=True)
 class BatchBuilder:
-    """Sample numbers -> one batch."""
+    """Draws -> one batch.
 
-    shards: ShardSet
+    A sample's text and its clips come from one and the same metadata entry, and each clip is verified against the
+    checksum and the length that stand there: audio cannot meet another sample's text.
+    """
+
+    sources: tuple[SampleSource, ...]
     renderer: Renderer
-    clips: ClipSource
     collator: Collator
-    seed: int = 0
-    num_wordings: int = 1
     is_preference: bool = False
-    """Whether the set holds pairs; an empty bin cannot tell."""
+    """Whether the sources hold pairs; an empty bin cannot tell."""
+    is_strict: bool = False
+    """Raise for a sample that cannot be used, in place of leaving its slot empty."""
 
-    def build(self, samples: Sequence[int], epoch: int | Sequence[int]) -> Batch:
-        """Read, render and collate the samples of a bin as they are in this epoch (one for all, or one a sample)."""
-        epochs = [epoch] * len(samples) if isinstance(epoch, int) else epoch
-        records = [self.shards.record(int(i)) for i in samples]
-        seeds = [wording_choice(self.seed, drawn, int(i)) for drawn, i in zip(epochs, samples, strict=True)]
-        renders = self.renderer.render_many(records, [seed % self.num_wordings for seed in seeds])
-        clips = [
-            [self.clips.read(clip, record.origin, seed=seed) for clip in record.clips]
-            for record, seed in zip(records, seeds, strict=True)
-        ]
+    def build(self, draws: Sequence[Draw]) -> MicroBatch:
+        """Read, render and collate the samples of a bin as they are in their epochs.
+
+        Raises:
+            SampleError, ShardError, OSError: only if ``is_strict``; else such samples are left out and reported in the
+                batch.
+        """
+        made = _Made(self)
+        records = [made.attempt(draw, self._record, draw) for draw in draws]
+        renders = self._render(made, draws, records)
+        rows: list[Rendered | RenderedPair] = []
+        clips: list[list[ClipInput]] = []
+        usable = []
+        for draw, record, rendered in zip(draws, records, renders, strict=True):
+            read = None
+            if record is not None and rendered is not None:
+                read = made.attempt(draw, self._clips, draw, record, rendered)
+            usable.append(read is not None)
+            if read is not None and rendered is not None:
+                rows.append(rendered)
+                clips.append(read)
         if self.is_preference:
-            return self.collator.pairs([r for r in renders if isinstance(r, RenderedPair)], clips)
-        return self.collator.rows([r for r in renders if isinstance(r, Rendered)], clips)
+            tensors = self.collator.pairs([row for row in rows if isinstance(row, RenderedPair)], clips)
+        else:
+            tensors = self.collator.rows([row for row in rows if isinstance(row, Rendered)], clips)
+        return MicroBatch(tensors, usable=usable, failures=made.failures)
+
+    def _record(self, draw: Draw) -> Record:
+        source = self.sources[draw.source]
+        record = source.selection.asked(source.shards.record(source.number(draw.sample)))
+        is_pair = isinstance(record, PreferenceRecord)
+        if is_pair != self.is_preference:
+            found = "a preference pair" if is_pair else "no preference pair"
+            raise SampleError(record.origin, f"{found}: this stage cannot train on it")
+        return record
+
+    def _key(self, draw: Draw, clip: int) -> int:
+        source = self.sources[draw.source]
+        return augmentation_key(source.seed, draw.epoch, source.number(draw.sample), clip)
+
+    def _render(
+        self, made: _Made, draws: Sequence[Draw], records: Sequence[Record | None]
+    ) -> list[Rendered | RenderedPair | None]:
+        """With one call to the tokenizer where all is well, sample by sample to find out which is not."""
+        asked = [
+            None if record is None else self._as_heard(d, record) for d, record in zip(draws, records, strict=True)
+        ]
+        wordings = [self._wording(draw) for draw in draws]
+        whole = [(record, wording) for record, wording in zip(asked, wordings, strict=True) if record is not None]
+        try:
+            rendered = iter(self.renderer.render_many([r for r, _ in whole], [wording for _, wording in whole]))
+            return [None if record is None else next(rendered) for record in asked]
+        except SampleError:
+            return [
+                None if record is None else made.attempt(draw, self._render_one, record, wording)
+                for draw, record, wording in zip(draws, asked, wordings, strict=True)
+            ]
+
+    def _render_one(self, record: Record, wording: int) -> Rendered | RenderedPair:
+        return self.renderer.render_many([record], [wording])[0]
+
+    def _wording(self, draw: Draw) -> int:
+        source = self.sources[draw.source]
+        return wording_choice(source.seed, draw.epoch, source.number(draw.sample)) % source.selection.num_wordings
+
+    def _as_heard(self, draw: Draw, record: Record) -> Record:
+        hear = self.sources[draw.source].clips.heard
+        return replace(record, clips=tuple(hear(clip, key=self._key(draw, k)) for k, clip in enumerate(record.clips)))
+
+    def _clips(self, draw: Draw, record: Record, rendered: Rendered | RenderedPair) -> list[ClipInput]:
+        read = self.sources[draw.source].clips.read
+        clips = [read(clip, record.origin, key=self._key(draw, k)) for k, clip in enumerate(record.clips)]
+        expected = (rendered.prompt if isinstance(rendered, RenderedPair) else rendered).clip_tokens
+        found = tuple(num_tokens(clip) for clip in clips)
+        if found != expected:
+            raise SampleError(record.origin, f"clips of {found} audio tokens for spans of {expected}")
+        return clips
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedBin:
-    """What the loader hands to a worker: the bin itself, so that workers plan nothing."""
+class _Made:
+    """Notes what fails while a bin is made."""
 
-    step: int
-    """The plan's number of the step that the bin belongs to."""
-    epoch: int
-    """Of the mixture."""
-    bin: Bin
+    def __init__(self, builder: BatchBuilder) -> None:
+        self._builder = builder
+        self.failures: list[Failure] = []
+
+    def attempt(self, draw: Draw, make: Callable[..., T], *arguments: Any) -> T | None:
+        """What ``make`` gives, or None and a note."""
+        try:
+            return make(*arguments)
+        except (SampleError, ShardError, OSError) as error:
+            if self._builder.is_strict:
+                raise
+            source = self._builder.sources[draw.source]
+            number = source.number(draw.sample)
+            shard = shard_of(source.shards, number)
+            self.failures.append(
+                Failure.of(error, source=source.name, dataset=source.shards.name, shard=shard, sample=number)
+            )
+            return None
+
+
+def shard_of(shards: ShardSet, number: int) -> str:
+    """File name of the shard that holds a sample, from the description alone."""
+    for shard in shards.description["shards"]:
+        if number < shard["num_samples"]:
+            return str(shard["file"])
+        number -= shard["num_samples"]
+    raise IndexError(f"no such sample in '{shards.name}'")
+
+
+def source_seed(seed: int, name: str) -> int:
+    """Seed of one source's wordings and augmentation: the same sample of the same name, whatever else is mixed in."""
+    named = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return augmentation_key(seed, 0, named)
 
 
 class PlannedBatches:
     """One rank's batches of a run of ``num_steps`` steps."""
 
-    def __init__(self, plan: Plan, builder: BatchBuilder, *, num_steps: int, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        builder: BatchBuilder,
+        *,
+        num_steps: int,
+        rank: int,
+        world: int,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self.plan = plan
         self.builder = builder
         self.num_steps = num_steps
-        """Steps that are run; those that the plan leaves out do not count."""
+        """Steps that the run takes; those of ``skip_steps`` are not among them."""
         self.rank = rank
         self.world = world
-        self.start = plan.position_at(0)
+        # Without limits of its own a run stops at the first failure.
+        self.quarantine = quarantine or Quarantine(Path(), Limits(1, 0.0), rank=rank)
         self.num_workers = 0
+        self.accepts_change = False
+        self.table = ""
+        """The mixture, for people."""
+        self._start: PlanPosition | None = None
 
     def __len__(self) -> int:
         return self.num_steps * self.bins_per_rank
 
     @property
     def start_step(self) -> int:
-        """Steps that were run before."""
-        return self.start.taken
+        """Steps that were taken before."""
+        return 0 if self._start is None else self._start.taken
 
     @property
     def bins_per_rank(self) -> int:
         """Micro-batches of this rank in a step."""
         return self.plan.budget.bins_per_step // self.world
 
-    def planned_bins(self) -> Iterator[PlannedBin]:
-        """This rank's bins from the start position on, to the run's last."""
-        steps = islice(self.plan.steps_from(self.start), max(0, self.num_steps - self.start.taken))
-        for step in steps:
-            for bin_ in rank_bins(step, self.rank, self.world):
-                yield PlannedBin(step.index, step.epoch, bin_)
+    def bins(self) -> Iterator[Bin]:
+        """This rank's bins from the start step to the last."""
+        steps = self.plan.steps_from(self._start)
+        for step in itertools.islice(steps, self.num_steps - self.start_step):
+            yield from rank_bins(step, self.rank, self.world)
 
-    def loader(self) -> DataLoader[Batch]:
-        """Batches from the start position on. Its length is that of the whole run, so that a resumed run counts
-        alike."""
+    def loader(self) -> DataLoader[MicroBatch]:
+        """Batches from ``start_step`` on. Its length is that of the whole run, so that a resumed run counts alike."""
         return DataLoader(
             _BinReader(self.builder),
-            sampler=_PlannedSampler(self),  # type: ignore[arg-type]
+            sampler=_Bins(self),
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -150,43 +251,44 @@ class PlannedBatches:
         )
 
     def position(self, step: int) -> str:
-        """Where a checkpoint stands after ``step`` steps were run, as JSON."""
+        """Where a checkpoint after ``step`` taken steps stands, as JSON."""
         return self.plan.position_at(self._index(step), step).to_json()
 
     def epoch_after(self, step: int) -> float:
-        """Passes over the data when ``step`` steps were run."""
+        """Epochs of the mixture behind ``step`` taken steps."""
         return self.plan.epoch_at(self._index(step))
 
-    def resume(self, position: str, *, accept_changes: bool = False) -> None:
+    def resume(self, position: str) -> None:
         """Start where a checkpoint stands.
 
         Raises:
-            CheckpointError: it followed another plan, and that is not accepted; says what changed.
+            CheckpointError: it followed another plan and ``accepts_change`` is not set; says what changed.
         """
-        self.plan, self.start = self.plan.resumed(PlanPosition.from_json(position), accept_changes=accept_changes)
+        self.plan, self._start = self.plan.resumed(PlanPosition.from_json(position), accept_changes=self.accepts_change)
 
     def _index(self, taken: int) -> int:
-        return self.plan.skips.after(self.start.step, taken - self.start.taken)
+        """Index in the plan of the step behind so many taken ones."""
+        first = 0 if self._start is None else self._start.step
+        return self.plan.skips.after(first, taken - self.start_step)
 
 
-class _BinReader(Dataset[Batch]):
+class _BinReader(Dataset[MicroBatch]):
     """All that a worker process gets: it knows nothing of the plan."""
 
     def __init__(self, builder: BatchBuilder) -> None:
         self._builder = builder
 
-    def __getitem__(self, planned: PlannedBin) -> Batch:  # type: ignore[override]
-        epochs = planned.bin.epochs.tolist()
-        alike = len(set(epochs)) <= 1
-        return self._builder.build(planned.bin.samples.tolist(), (epochs or [planned.epoch])[0] if alike else epochs)
+    def __getitem__(self, planned: Bin) -> MicroBatch:
+        columns = (planned.sources.tolist(), planned.samples.tolist(), planned.epochs.tolist())
+        return self._builder.build([Draw(*draw) for draw in zip(*columns, strict=True)])
 
 
-class _PlannedSampler(Sampler[PlannedBin]):
+class _Bins(Sampler[Bin]):
     def __init__(self, batches: PlannedBatches) -> None:
         self._batches = batches
 
-    def __iter__(self) -> Iterator[PlannedBin]:
-        return self._batches.planned_bins()
+    def __iter__(self) -> Iterator[Bin]:
+        return self._batches.bins()
 
     def __len__(self) -> int:
         return len(self._batches)

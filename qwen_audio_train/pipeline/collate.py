@@ -131,6 +131,13 @@ def _states(clips: Sequence[EncodedClip]) -> tuple[Batch, list[int]]:
     return {"audio_states": torch.from_numpy(states)}, starts.tolist()
 
 
+def num_tokens(clip: ClipInput) -> int:
+    """Audio tokens that a clip gives."""
+    if isinstance(clip, EncodedClip):
+        return len(clip.states_AD)
+    return lengths.encoder_frames(clip.mel_frames) // 2
+
+
 def stack_mels(clips: Sequence[ClipFeatures]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mels (N, M, F) with zeros behind the shorter ones, and valid mel frames (N,)."""
     longest = max(clip.mel_MF.shape[1] for clip in clips)

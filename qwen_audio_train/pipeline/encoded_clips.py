@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,10 +24,13 @@ from tqdm.auto import tqdm
 from qwen_audio_train.audio import lengths
 from qwen_audio_train.audio.decode import Samples
 from qwen_audio_train.audio.features import LogMel
+from qwen_audio_train.errors import SampleError
 from qwen_audio_train.pipeline.collate import stack_mels
 from qwen_audio_train.pipeline.lanes import in_lanes
 from qwen_audio_train.samples import Clip, ClipFeatures, EncodedClip, Origin
 from qwen_audio_train.shards.reader import ShardSet
+
+logger = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 6000
 """20 ms encoder frames of one run of the encoder while filling."""
@@ -128,12 +132,12 @@ def _fill(
         bar = tqdm(total=len(missing), desc=f"Encoding {shards.name}", unit="clip", disable=not shows_progress)
         try:
             groups = list(_groups(missing))
-            waveforms = ([shards.read_clip(clip, origin) for clip, origin in group] for group in groups)
-            encoded = in_lanes(lambda clips: _encode(clips, encode, num_mel_bins), waveforms, device=device)
-            for group, group_states in zip(groups, encoded, strict=True):
-                for clip, states in zip(group, group_states, strict=True):
+            readable = (_readable(group, shards) for group in groups)
+            encoded = in_lanes(lambda clips: _encode(clips, encode, num_mel_bins), readable, device=device)
+            for group, clips_states in zip(groups, encoded, strict=True):
+                for clip, states in clips_states:
                     file.write(states.tobytes())
-                    known[clip[0].sha256] = [num_rows, len(states)]
+                    known[clip.sha256] = [num_rows, len(states)]
                     num_rows += len(states)
                 bar.update(len(group))
         finally:
@@ -147,7 +151,11 @@ def _missing(shards: ShardSet, known: dict[str, list[int]]) -> list[tuple[Clip, 
     """Clips to encode, each once, longest first: the slowest group comes first and like lengths stand together."""
     found: dict[str, tuple[Clip, Origin]] = {}
     for i in range(len(shards)):
-        record = shards.record(i)
+        try:
+            record = shards.record(i)
+        except SampleError as error:
+            logger.warning("Not encoded: %s", error)  # training quarantines it
+            continue
         for clip in record.clips:
             if clip.sha256 not in known:
                 found.setdefault(clip.sha256, (clip, record.origin))
@@ -166,17 +174,30 @@ def _groups(clips: list[tuple[Clip, Origin]]) -> Iterator[list[tuple[Clip, Origi
         yield group
 
 
-def _encode(waveforms: list[Samples], encode: Encode, num_mel_bins: int) -> list[np.ndarray]:
-    """Encoder states (A, D) of clips. Runs in a lane."""
+def _readable(group: list[tuple[Clip, Origin]], shards: ShardSet) -> list[tuple[Clip, Samples]]:
+    """Clips with their audio. One that cannot be read is left out, and each sample that needs it fails in training."""
+    read = []
+    for clip, origin in group:
+        try:
+            read.append((clip, shards.read_clip(clip, origin)))
+        except SampleError as error:
+            logger.warning("Not encoded: %s", error)
+    return read
+
+
+def _encode(clips: list[tuple[Clip, Samples]], encode: Encode, num_mel_bins: int) -> list[tuple[Clip, np.ndarray]]:
+    """Clips with their encoder states (A, D). Runs in a lane."""
+    if not clips:
+        return []
     log_mel = LogMel(num_mel_bins)
     mels, mel_frames = stack_mels(
-        [ClipFeatures(log_mel(samples), lengths.mel_frames(len(samples))) for samples in waveforms]
+        [ClipFeatures(log_mel(samples), lengths.mel_frames(len(samples))) for _, samples in clips]
     )
     with torch.no_grad():
         states_NAD = encode(mels, mel_frames).float().cpu().numpy()
     return [
-        states_AD[: lengths.audio_tokens(len(samples))]
-        for samples, states_AD in zip(waveforms, states_NAD, strict=True)
+        (clip, states_AD[: lengths.audio_tokens(len(samples))])
+        for (clip, samples), states_AD in zip(clips, states_NAD, strict=True)
     ]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwen_audio_train.errors import SampleError
 from qwen_audio_train.prompts import chat_forms
 from qwen_audio_train.prompts.messages import DEFAULT_SYSTEM, ROLES
 from qwen_audio_train.prompts.tasks import task_prompt
@@ -12,12 +14,19 @@ from qwen_audio_train.prompts.wordings import LANGUAGES
 from qwen_audio_train.samples import ChatRecord, PreferenceRecord, PretrainRecord, Record
 from qwen_audio_train.shards.reader import ShardSet
 
+logger = logging.getLogger(__name__)
+
 
 def texts_of(folder: str) -> Iterator[str]:
     """Every text a model would read or write in the set of this folder."""
     shards = ShardSet.open(folder)
     for i in range(len(shards)):
-        yield from _texts(shards.record(i))
+        try:
+            record = shards.record(i)
+        except SampleError as error:
+            logger.warning("Its texts are not read: %s", error)  # training quarantines it
+            continue
+        yield from _texts(record)
 
 
 def fixed_phrases() -> list[str]:

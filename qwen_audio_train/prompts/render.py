@@ -20,6 +20,7 @@ from qwen_audio_train.errors import ConfigError, SampleError
 from qwen_audio_train.prompts.messages import AUDIO, SpecialText, Turn, checked_turns, require_answer, require_open
 from qwen_audio_train.prompts.tasks import OFFICIAL_WORDING, TaskPrompt, language_tag, num_wordings, task_prompt
 from qwen_audio_train.samples import (
+    TEXT_TASK,
     ChatRecord,
     Origin,
     PreferenceRecord,
@@ -80,9 +81,11 @@ class Renderer:
     def render_pretrain(self, record: PretrainRecord, wording: int = OFFICIAL_WORDING) -> Rendered:
         """Clip, task prompt, target and end token; the target (language tag included) and the end are supervised.
 
+        Plain text (``TEXT_TASK``) stands between two end tokens, behind its prompt if it has one.
+
         Raises:
-            SampleError: unknown task or language, a clip too short or too long, not exactly one clip, special tokens in
-                a text, an empty target.
+            SampleError: unknown task or language, a clip too short or too long, not exactly one clip (none for plain
+                text), special tokens in a text, an empty target.
         """
         return self._rendered([self._pretrain(record, wording)])[0]
 
@@ -90,6 +93,8 @@ class Renderer:
         self, record: PretrainRecord, wording: int = OFFICIAL_WORDING, forced_language: str | None = None
     ) -> Rendered:
         """What generation starts from. ``forced_language`` appends its tag, as the official evaluation does."""
+        if record.task == TEXT_TASK:
+            return self._rendered([self._text_prompt(record)])[0]
         script, _ = self._pretrain_prompt(record, wording)
         if forced_language is not None:
             script.append(_Piece(self._tag(language_tag(forced_language), record.origin), repeat=1))
@@ -97,6 +102,8 @@ class Renderer:
 
     def longest_wording(self, record: PretrainRecord) -> int:
         """The wording with the most tokens: lengths measured with it hold for whichever wording an epoch draws."""
+        if record.task == TEXT_TASK:
+            return OFFICIAL_WORDING
         count = num_wordings(record.task)
         prompts = [_task_prompt(record, wording).prompt for wording in range(count)]
         lengths = [len(encoding.ids) for encoding in self._backend.encode_batch(prompts, add_special_tokens=False)]
@@ -150,15 +157,28 @@ class Renderer:
         ]
 
     def _pretrain(self, record: PretrainRecord, wording: int) -> _Script:
-        script, task = self._pretrain_prompt(record, wording)
         if not record.text.strip():
             raise SampleError(record.origin, "'text' is empty: nothing to learn from")
         self._special.refuse(record.text, "'text'", record.origin)
+        if record.task == TEXT_TASK:
+            return [
+                *self._text_prompt(record),
+                _Piece(record.text, supervised=True),
+                _Piece(END_OF_TEXT, repeat=1, supervised=True),
+            ]
+        script, task = self._pretrain_prompt(record, wording)
         if task.target_tag is not None:
             script.append(_Piece(self._tag(task.target_tag, record.origin), repeat=1, supervised=True))
         script.append(_Piece(task.target_lead + record.text, supervised=True))
         script.append(_Piece(END_OF_TEXT, repeat=1, supervised=True))
         return script
+
+    def _text_prompt(self, record: PretrainRecord) -> _Script:
+        """An end token in front, as between the documents of text pretraining: it makes the first token a target."""
+        if record.clips:
+            raise SampleError(record.origin, f"task '{TEXT_TASK}' has no clips, this one has {len(record.clips)}")
+        self._special.refuse(record.prompt or "", "'prompt'", record.origin)
+        return [_Piece(END_OF_TEXT, repeat=1), _Piece(record.prompt or "")]
 
     def _pretrain_prompt(self, record: PretrainRecord, wording: int) -> tuple[_Script, TaskPrompt]:
         if len(record.clips) != 1:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qwen_audio_train.samples import ChatRecord, Clip, Origin, PreferenceRecord, PretrainRecord
+from qwen_audio_train.samples import TEXT_TASK, ChatRecord, Clip, Origin, PreferenceRecord, PretrainRecord
 from qwen_audio_train.shards.contract import ENCODINGS, MAX_CLIPS_PER_SAMPLE, MAX_METADATA_BYTES, MAX_METADATA_DEPTH
 
 AnyRecord = PretrainRecord | ChatRecord | PreferenceRecord
@@ -49,9 +49,13 @@ def metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
         return [*filter(None, problems), problem]
     num_clips = len(metadata["clips"]) if isinstance(metadata.get("clips"), list) else 0
     if "task" in metadata:
-        problems += [_text_problem(metadata, name) for name in PRETRAIN_FIELDS]
+        is_text = metadata["task"] == TEXT_TASK
+        required = [name for name in PRETRAIN_FIELDS if name != "audio_language" or not is_text]
+        problems += [_text_problem(metadata, name) for name in required]
         problems.append(_text_problem(metadata, "prompt") if metadata.get("prompt") is not None else None)
-        problems.append(None if num_clips == 1 else f"a pretraining sample has one clip, not {num_clips}")
+        wanted = 0 if is_text else 1
+        of_task = f"of task '{TEXT_TASK}' has no" if is_text else "has one"
+        problems.append(None if num_clips == wanted else f"a pretraining sample {of_task} clip, not {num_clips}")
         return [problem for problem in problems if problem]
     is_preference = "chosen" in metadata
     problems += _messages_problems(metadata["messages"], num_clips, "user" if is_preference else "assistant")
@@ -67,7 +71,7 @@ def build_record(metadata: Mapping[str, Any], origin: Origin, clips: tuple[Clip,
     shared |= {"origin": origin, "clips": clips}
     shared["extra"] = {name: value for name, value in metadata.items() if name not in KNOWN_FIELDS}
     if "task" in metadata:
-        payload = {name: metadata[name] for name in PRETRAIN_FIELDS}
+        payload = {name: metadata.get(name, "") for name in PRETRAIN_FIELDS}
         return PretrainRecord(**shared, **payload, prompt=metadata.get("prompt"))
     messages = tuple(metadata["messages"])
     if "chosen" in metadata:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from qwen_audio_train.config.model import DemoLanguageModelConfig, ModelConfig, ModelSize
@@ -12,6 +13,7 @@ from qwen_audio_train.model import sizes
 from qwen_audio_train.model.build import Built, save_built
 from qwen_audio_train.model.load import is_adapter, load_model, load_processor
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set
+from qwen_audio_train.pipeline.sources import stage_sources
 from qwen_audio_train.pipeline.texts import fixed_phrases, texts_of
 from qwen_audio_train.training.arguments import INITIAL
 from qwen_audio_train.training.runtime import Ranks
@@ -37,20 +39,20 @@ def initial_model(config: StageConfig, ranks: Ranks) -> str:
             save_built(load_model(source), load_processor(source), folder)
         else:
             logger.info("Building %s from parts", config.model.size.value)
-            model, processor = build(config.model, config.data.train, seed=config.run.seed)
+            model, processor = build(config.model, _sets(config), seed=config.run.seed)
             save_built(model, processor, folder)
     ranks.wait()
     return str(folder)
 
 
-def build(model: ModelConfig, train_set: str, *, seed: int) -> Built:
+def build(model: ModelConfig, train_sets: Sequence[str], *, seed: int) -> Built:
     """A fresh model of one of the sizes, and its processor."""
     match model.size:
         case ModelSize.tiny:
             return sizes.build_tiny(seed=seed, languages=model.languages)
         case ModelSize.demo:
             return sizes.build_demo(
-                _units(texts_of(train_set), joins_characters=model.demo_lm.joins_characters),
+                _units(chain.from_iterable(map(texts_of, train_sets)), joins_characters=model.demo_lm.joins_characters),
                 language_model=_new_language_model(model.demo_lm),
                 phrases=fixed_phrases(),
                 whisper=model.whisper,
@@ -80,18 +82,22 @@ def _new_language_model(demo_lm: DemoLanguageModelConfig) -> sizes.NewLanguageMo
     )
 
 
+def _sets(config: StageConfig) -> list[str]:
+    return [source.set for source in stage_sources(config).values()]
+
+
 def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClips | None:
     """Outputs of the frozen encoder for all training clips; the first rank encodes what is missing."""
     if not config.data.encode_once:
         return None
     note = Path(config.run.dir) / "encoded_clips.txt"
     if ranks.is_first:
-        encoded = encode_set(
-            load_model(source).eval(),
-            config.data.train,
-            config.data.cache_dir,
-            shows_progress=config.tracking.progress_bar,
-        )
+        model = load_model(source).eval()
+        # One folder: it is named after the encoder, and clips in it after their content.
+        *_, encoded = [
+            encode_set(model, train_set, config.data.cache_dir, shows_progress=config.tracking.progress_bar)
+            for train_set in _sets(config)
+        ]
         note.write_text(str(encoded.folder.absolute()), encoding="utf-8")
     ranks.wait()
     return EncodedClips(Path(note.read_text(encoding="utf-8")))

@@ -55,7 +55,11 @@ class PlannedTraining(Trainer):
     ) -> tuple[list[Any], Any]:
         """A step's micro-batches, and the count its loss is divided by: one sum over all of them and all ranks.
 
-        The same sum carries the ranks' wish to stop, so that they agree on it at a step's boundary.
+        The same sum carries the ranks' wish to stop and what they could not use, so that they agree at a step's
+        boundary.
+
+        Raises:
+            ShardError: on all ranks alike, before the step is taken: too many samples cannot be used.
         """
         started = time.perf_counter()
         batches = []
@@ -65,6 +69,8 @@ class PlannedTraining(Trainer):
             except StopIteration:
                 break
         self.throughput.waited(time.perf_counter() - started)
+        quarantine = self.batches.quarantine
+        bad = quarantine.note(batches, step=self.state.global_step + 1)
         counts = torch.tensor(
             [
                 sum(self.count_items(batch) for batch in batches),
@@ -72,15 +78,17 @@ class PlannedTraining(Trainer):
                 sum(batch["attention_mask"].numel() for batch in batches),
                 sum(len(batch["audio_source"]) for batch in batches),
                 int(self.stopper.wanted),
+                *bad,
             ],
             dtype=torch.float64,
         )
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), reduction="sum").cpu()
-        num_items, num_tokens, num_positions, num_audio_tokens, stops = counts.tolist()
+        num_items, num_tokens, num_positions, num_audio_tokens, stops, *bad_sums = counts.tolist()
+        quarantine.settle(*map(int, bad_sums))
         self.stopper.agreed = stops > 0
         self.throughput.step(num_items, num_tokens, num_positions, num_audio_tokens * SECONDS_PER_AUDIO_TOKEN)
-        return batches, num_items
+        return batches, max(num_items, 1.0)  # where nothing of a step could be used, it adds nothing
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted here: the library's estimate knows neither true-length audio nor labels-only logits."""
@@ -90,6 +98,7 @@ class PlannedTraining(Trainer):
         """Add what the step cost, and the plan's own idea of the epoch."""
         if "loss" in logs:
             logs.update(self.throughput.read(self.item_name))
+            logs["quarantined_samples"] = self.batches.quarantine.num_bad
         # The library counts a run of the loader as an epoch, and starts over when it resumes.
         self.state.epoch = self.batches.epoch_after(self.state.global_step)
         super().log(logs, start_time)

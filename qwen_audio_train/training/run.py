@@ -15,12 +15,15 @@ from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.model.trainable import count_parameters
 from qwen_audio_train.pipeline.batches import PlannedBatches
+from qwen_audio_train.pipeline.sources import open_sources
 from qwen_audio_train.tracking.run_folder import open_run_folder
 from qwen_audio_train.tracking.writer import MetricWriter
 from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
 from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
 from qwen_audio_train.training.runtime import Ranks
+
+MIXTURE_FILE = "mixture.txt"
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,12 @@ def is_finished(config: StageConfig) -> bool:
 
 
 def open_run(config: StageConfig, ranks: Ranks) -> None:
-    """Make the run's folder and write down what is run with what."""
+    """Make the run's folder and write down what is run with what.
+
+    Raises:
+        ConfigError: the sets do not go together with the stage: before anything is downloaded or loaded.
+    """
+    open_sources(config)
     if ranks.is_first:
         open_run_folder(Path(config.run.dir), config)
     ranks.wait()
@@ -68,6 +76,7 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
     writer = None
     if ranks.is_first:
         _announce(trainer, checkpoint)
+        (run_dir / MIXTURE_FILE).write_text(trainer.batches.table + "\n", encoding="utf-8")
         start_step = trainer.batches.start_step
         writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
     trainer.add_callback(Progress(title, writer, shows_bar=config.tracking.progress_bar))
@@ -99,13 +108,9 @@ def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
     counts = count_parameters(trainer.model)
     for tower, (trained, total) in counts.items():
         logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
-    plan = trainer.batches.plan
-    logger.warning(
-        "%s samples in %s; %s windows an epoch, %s steps in all",
-        f"{sum(len(source) for source in plan.sources):,}",
-        ", ".join(source.name for source in plan.sources),
-        f"{plan.segments[-1].epoch_windows:,}",
-        f"{trainer.batches.num_steps:,}",
-    )
+    batches = trainer.batches
+    logger.warning("%s\n%s steps in all", batches.table, f"{batches.num_steps:,}")
     if checkpoint is not None:
         logger.warning("Resuming from %s", checkpoint)
+    for segment in batches.plan.segments[1:]:
+        logger.warning("From window %s on: %s", segment.first_window, "; ".join(segment.changed) or "nothing changed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
+from qwen_audio_train.pipeline.batches import Draw
+from qwen_audio_train.pipeline.quarantine import Limits, Quarantine
 from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
 from qwen_audio_train.training.runtime import Ranks
 
@@ -44,6 +47,8 @@ class FixedBatches:
 
     def position(self, step: int) -> str:
         return "{}"
+
+    quarantine = Quarantine(Path("never-written"), Limits(1, 0.0), rank=0)
 
     def epoch_after(self, step: int) -> float:
         return float(step)
@@ -79,7 +84,7 @@ def losses(trainer: Any, batch: Any) -> torch.Tensor:
 def test_loss_before_the_first_step_is_ln_2(workshop, tmp_path, how):
     trainer = make(workshop, tmp_path, how, model="dropout")
     trainer.model.train()
-    loss = losses(trainer, trainer.batches.builder.build(SAMPLES, 0))
+    loss = losses(trainer, trainer.batches.builder.build([Draw(0, i, 0) for i in SAMPLES]))
     assert float(loss.detach()) == pytest.approx(math.log(2), abs=1e-7)
 
 
@@ -131,7 +136,7 @@ def test_loss_rewards_and_gradients_equal_a_plain_stock_computation(workshop, tm
     expected = sum(terms) / len(terms)
     expected.backward()
 
-    loss = losses(trainer, builder.build(SAMPLES, 0))
+    loss = losses(trainer, builder.build([Draw(0, i, 0) for i in SAMPLES]))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert abs(float(loss.detach()) - math.log(2)) > 1e-2, "too near the start to mean anything"
@@ -176,7 +181,7 @@ def test_a_pairs_audio_is_encoded_once_by_each_model(workshop, tmp_path, how):
               if name.endswith("audio_tower")]  # fmt: skip
     for tower in towers:
         tower.conv1.register_forward_hook(lambda module, inputs, output: encoded.append(len(inputs[0])))
-    losses(trainer, trainer.batches.builder.build(SAMPLES, 0))
+    losses(trainer, trainer.batches.builder.build([Draw(0, i, 0) for i in SAMPLES]))
     assert encoded == [4, 4], "four pairs with audio: four clips for the policy, four for the reference"
 
 
@@ -184,7 +189,7 @@ def test_text_only_pairs_equal_trl_with_the_stock_model(workshop, tmp_path):
     """trl's own collator, forward and head, on the same pairs: two steps of training."""
     ours = make(workshop, tmp_path / "ours", FULL, steps=2)
     builder = ours.batches.builder
-    ours.batches = FixedBatches([builder.build(TEXT_ONLY, 0)], ours.batches.plan, num_steps=2)
+    ours.batches = FixedBatches([builder.build([Draw(0, i, 0) for i in TEXT_ONLY])], ours.batches.plan, num_steps=2)
     ours.train()
 
     pairs = [builder.renderer.render_preference(builder.shards.record(sample)) for sample in TEXT_ONLY]

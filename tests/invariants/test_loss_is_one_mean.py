@@ -25,7 +25,7 @@ def step(trainer: Any, samples: Sequence[int], cut: list[int]) -> tuple[float, d
     """Loss and gradients of one optimiser step over these samples, by the trainer's own methods."""
     trainer.model.zero_grad()
     builder = trainer.batches.builder
-    bins = [builder.build(samples[start:stop], epoch=0) for start, stop in pairwise(cut)]
+    bins = [builder.build([Draw(0, i, 0) for i in samples[start:stop]]) for start, stop in pairwise(cut)]
     trainer.args.gradient_accumulation_steps = trainer.current_gradient_accumulation_steps = len(bins)
     batches, count = trainer.get_batch_samples(iter(bins), len(bins), torch.device("cpu"))
     losses = [trainer.training_step(trainer.model, batch, num_items_in_batch=count) for batch in batches]

@@ -26,8 +26,8 @@ from tests import plans
 class Echo:
     """In place of a batch builder: says what it was asked for."""
 
-    def build(self, samples: Any, epoch: Any) -> Any:
-        return samples, epoch
+    def build(self, draws: Any) -> Any:
+        return [draw.sample for draw in draws], None
 
 
 def case(number: int) -> tuple[Plan, random.Random]:

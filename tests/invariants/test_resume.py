@@ -36,7 +36,7 @@ class Run:
 
     folder: Path
     lines: list[dict[str, float]]
-    samples: list[list[int]]
+    samples: list[list[Any]]
     weights: dict[str, torch.Tensor]
 
 
@@ -45,12 +45,12 @@ class Recorder:
 
     def __init__(self, workshop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.workshop = workshop
-        self.samples: list[list[int]] = []
+        self.samples: list[list[Any]] = []
         build = BatchBuilder.build
 
-        def recording(builder: BatchBuilder, samples: Any, epoch: int) -> Any:
-            self.samples.append([epoch, *samples])
-            return build(builder, samples, epoch)
+        def recording(builder: BatchBuilder, draws: Any) -> Any:
+            self.samples.append(list(draws))
+            return build(builder, draws)
 
         monkeypatch.setattr(BatchBuilder, "build", recording)
 

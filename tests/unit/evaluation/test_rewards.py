@@ -8,7 +8,7 @@ import torch
 from qwen_audio_train.evaluation import rewards as module
 from qwen_audio_train.evaluation.rewards import PairRewards, pair_rewards
 from qwen_audio_train.model.load import load_model, load_processor
-from qwen_audio_train.pipeline.batches import BatchBuilder
+from qwen_audio_train.pipeline.batches import BatchBuilder, SampleSource
 from qwen_audio_train.pipeline.stage import Front
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.shards.reader import ShardSet
@@ -23,9 +23,8 @@ def model_of(workshop):
 def builder(workshop):
     shards = ShardSet.open(workshop.folder / "dpo")
     front = Front.of(load_processor(str(workshop.folder / "model")))
-    return BatchBuilder(
-        shards, Renderer(front.tokenizer), front.clips(shards), front.collator(), is_preference=True
-    )  # fmt: skip
+    source = SampleSource("dpo", shards, front.clips(shards))
+    return BatchBuilder((source,), Renderer(front.tokenizer), front.collator(), is_preference=True, is_strict=True)
 
 
 def test_equal_models_have_no_margin_and_no_accuracy(model_of, builder):

@@ -34,9 +34,9 @@ def rows_of_steps(made, monkeypatch) -> list[Counter[tuple[int, int]]]:
     drawn: list[list[tuple[int, int]]] = []
     build = BatchBuilder.build
 
-    def recording(builder, samples, epoch):
-        drawn.append([(epoch, sample) for sample in samples])
-        return build(builder, samples, epoch)
+    def recording(builder, draws):
+        drawn.append([(draw.epoch, draw.sample) for draw in draws])
+        return build(builder, draws)
 
     with monkeypatch.context() as patch:
         patch.setattr(BatchBuilder, "build", recording)
@@ -95,9 +95,10 @@ def test_a_position_of_another_plan_is_refused(workshop, batches, config, tmp_pa
         batches(0, 1).resume(position)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 3), (2.5, 8), (0.01, 1)])
-def test_epochs_are_counted_in_the_plans_steps(workshop, batches, tmp_path, epochs, steps, monkeypatch):
+def test_epochs_are_counted_in_the_plans_steps_without_those_left_out(workshop, batches, tmp_path):
     plan = batches(0, 1).plan
-    monkeypatch.setattr(Plan, "steps_in_epoch", lambda self, epoch, progress=None: 3)
-    config = workshop.config("sft", tmp_path, "run.max_steps=null", f"run.epochs={epochs}")
-    assert num_steps(config, plan) == steps
+    config = workshop.config("sft", tmp_path, "run.max_steps=null", "run.epochs=2")
+    both = plan.steps_in_epoch(0) + plan.steps_in_epoch(1)
+    assert num_steps(config, plan) == both
+    skipping = Plan(plan.sources, seed=plan.seed, budget=plan.budget, skip_steps=[[1, 2]])
+    assert num_steps(config, skipping) == both - 2

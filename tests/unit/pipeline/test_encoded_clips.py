@@ -14,7 +14,7 @@ from qwen_audio_train.audio import lengths
 from qwen_audio_train.audio.features import LogMel
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.pipeline import encoded_clips as module
-from qwen_audio_train.pipeline.batches import EncodedSource, MelSource
+from qwen_audio_train.pipeline.clips import EncodedSource, MelSource
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set, fill
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
@@ -114,10 +114,10 @@ def test_sources_read_what_the_collator_takes_and_mask_by_seed(model, workshop, 
     encoded = encode_set(model, str(workshop.folder / "sft"), str(tmp_path), shows_progress=False)
     record = shards.record(0)
     clip = record.clips[0]
-    features = MelSource(shards, LogMel(80)).read(clip, record.origin, seed=0)
+    features = MelSource(shards, LogMel(80)).read(clip, record.origin, key=0)
     assert features.mel_MF.shape == (80, lengths.input_mel_frames(clip.num_samples))
     masked = EncodedSource(EncodedClips(encoded.folder), mask_spans=8, mask_span_tokens=4)
-    first, same, other = (masked.read(clip, record.origin, seed=seed).states_AD for seed in (1, 1, 2))
+    first, same, other = (masked.read(clip, record.origin, key=seed).states_AD for seed in (1, 1, 2))
     plain = encoded.read(clip).states_AD
     assert np.array_equal(first, same)
     assert not np.array_equal(first, plain)

@@ -8,7 +8,7 @@ import pytest
 from qwen_audio_train.audio.lengths import encoder_frames, mel_frames
 from qwen_audio_train.model.load import load_processor
 from qwen_audio_train.pipeline import measure as module
-from qwen_audio_train.pipeline.measure import measure
+from qwen_audio_train.pipeline.measure import Selection, measure
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.samples import RenderedPair
 from qwen_audio_train.shards.reader import ShardSet
@@ -23,9 +23,9 @@ def tokenizer(workshop):
 def lengths_of(folder, tokenizer, cache_dir, num_wordings=1):
     shards = ShardSet.open(folder)
     renderer = Renderer(tokenizer)
-    return measure(
-        shards, renderer, tokenizer, num_wordings=num_wordings, cache_dir=cache_dir, shows_progress=False
-    )  # fmt: skip
+    selection = Selection(num_wordings=num_wordings)
+    measured = measure(shards, renderer, tokenizer, selection=selection, cache_dir=cache_dir, shows_progress=False)
+    return measured.lengths
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
@@ -59,7 +59,9 @@ def test_a_second_call_reads_what_the_first_kept(workshop, tokenizer, tmp_path, 
     monkeypatch.setattr(Renderer, "render_many", lambda *args: pytest.fail("measured again"))
     second = lengths_of(workshop.folder / "sft", tokenizer, tmp_path)
     assert np.array_equal(first.llm_tokens, second.llm_tokens)
-    assert [path.suffix for path in (tmp_path / "lengths").iterdir()] == [".npy"], "nothing half-written stays"
+    (kept,) = (tmp_path / "lengths").iterdir()
+    assert not kept.name.startswith("."), "nothing half-written stays"
+    assert {path.name for path in kept.iterdir()} == {"lengths.npy", "facts.json"}
 
 
 def test_another_set_wording_count_tokenizer_or_rule_is_measured_anew(workshop, tokenizer, tmp_path, monkeypatch):
