@@ -78,12 +78,14 @@ class HttpGet:
 
     def version(self, url: str) -> Version:
         """Asks for the first byte, which also shows whether ranges are honoured."""
-        status, headers, _ = self._request(url, 0, 1, {})
-        if status == 200 and headers.get("Content-Length") == "0":
+        status, headers, body = self._request(url, 0, 1, {})
+        if status == 416 or (status == 200 and headers.get("Content-Length") == "0"):
             raise ShardError(f"'{safe_url(url)}' is empty; restore it")
         match = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         if status != 206 or match is None:
             raise ShardError(f"'{safe_url(url)}' cannot be opened: {NO_RANGES}")
+        if len(body) != 1:
+            raise TransientError(f"{len(body)} of 1 bytes came")
         etag, modified = headers.get("ETag"), headers.get("Last-Modified")
         if not etag and not modified:
             raise ShardError(
@@ -117,7 +119,7 @@ class HttpGet:
         limit_seconds = 2 * self._config.timeout_seconds + (stop - start) / self._config.min_bytes_per_second
         try:
             return sync(self._fs.loop, self._ask, url, start, stop, headers, timeout=limit_seconds)
-        except (aiohttp.InvalidURL, ValueError):
+        except aiohttp.InvalidURL:
             raise ShardError(f"'{safe_url(url)}' is no URL that can be asked; check it") from None
         except (TimeoutError, FSTimeoutError, asyncio.TimeoutError):
             raise TransientError("it stalled") from None

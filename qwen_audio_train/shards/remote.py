@@ -150,9 +150,10 @@ class RemoteFolder:
     def close(self) -> None:
         """Give up threads and connections; they come back when needed."""
         with self._lock:
-            pool, getter, self._pool, self._getter, self._jobs_ahead = self._pool, self._getter, None, None, 0
+            pool, getter, self._pool, self._getter = self._pool, self._getter, None, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+            self._jobs_ahead = 0
         if getter is not None:
             getter.close()
 
@@ -178,17 +179,20 @@ class RemoteFolder:
             self._versions[name] = self._attempt(name, lambda getter: getter.version(url), failure)
         return self._versions[name]
 
-    def _attempt(self, name: str, request: Callable[[RangedGet], T], failure: type[Exception]) -> T:
-        for attempt in range(self.config.retries + 1):
+    def _attempt(
+        self, name: str, request: Callable[[RangedGet], T], failure: type[Exception], retries: int | None = None
+    ) -> T:
+        retries = self.config.retries if retries is None else retries
+        for attempt in range(retries + 1):
             try:
                 return request(self._requests())
             except TransientError as error:
                 reason = str(error)
-            if attempt < self.config.retries:
+            if attempt < retries:
                 longest = min(self.config.backoff_cap_seconds, self.config.backoff_seconds * 2**attempt)
                 logger.warning("'%s': %s; attempt %d failed", self.where(name), reason, attempt + 1)
                 time.sleep(longest * random.uniform(0.5, 1.0))
-        raise failure(f"'{self.where(name)}' could not be read in {self.config.retries + 1} attempts: {reason}")
+        raise failure(f"'{self.where(name)}' could not be read in {retries + 1} attempts: {reason}")
 
     def _requests(self) -> RangedGet:
         with self._lock:
@@ -224,14 +228,16 @@ class RemoteFolder:
                 runs.append(range(number, number + 1))
         return runs
 
-    def _fetch_or_wait(self, name: str, version: Version, key: str, run: range) -> dict[int, bytes]:
+    def _fetch_or_wait(
+        self, name: str, version: Version, key: str, run: range, retries: int | None = None
+    ) -> dict[int, bytes]:
         with self._lock:
             others = {number: self._under_way[key, number] for number in run if (key, number) in self._under_way}
             ours: dict[int, Future[bytes]] = {number: Future() for number in run if number not in others}
             self._under_way.update({(key, number): future for number, future in ours.items()})
         try:
             for part in self._runs(ours):
-                for number, block in self._fetch_run(name, version, key, part).items():
+                for number, block in self._fetch_run(name, version, key, part, retries).items():
                     ours[number].set_result(block)
         except BaseException as error:
             for future in ours.values():
@@ -242,12 +248,20 @@ class RemoteFolder:
             with self._lock:
                 for number in ours:
                     del self._under_way[key, number]
-        return {number: future.result() for number, future in {**ours, **others}.items()}
+        found = {number: future.result() for number, future in ours.items()}
+        for number, future in others.items():
+            # Reading ahead tries once only; who needs the block tries on.
+            failed = future.exception() is not None
+            fetched = self._fetch_run(name, version, key, range(number, number + 1), retries) if failed else {}
+            found[number] = fetched[number] if failed else future.result()
+        return found
 
-    def _fetch_run(self, name: str, version: Version, key: str, run: range) -> dict[int, bytes]:
+    def _fetch_run(
+        self, name: str, version: Version, key: str, run: range, retries: int | None
+    ) -> dict[int, bytes]:
         size, url = self.config.block_bytes, self._url(name)
         start, stop = run.start * size, min(run.stop * size, version.size_bytes)
-        body = self._attempt(name, lambda getter: getter.get(url, version, start, stop), ReadFailedError)
+        body = self._attempt(name, lambda getter: getter.get(url, version, start, stop), ReadFailedError, retries)
         blocks = {number: body[(number - run.start) * size : (number - run.start + 1) * size] for number in run}
         for number, block in blocks.items():
             self._cache.write(key, number, block)
@@ -262,7 +276,7 @@ class RemoteFolder:
             numbers = {n for start, stop in wanted for n in range(start // size, min(last, -(-stop // size)))}
             missing = [number for number in numbers if not self._cache.contains(key, number)]
             for run in self._runs(missing, self.config.coalesce_gap_bytes // size):
-                self._fetch_or_wait(name, version, key, run)
+                self._fetch_or_wait(name, version, key, run, retries=0)
         except (ShardError, ReadFailedError) as error:
             # The reader meets the same error at the sample it belongs to, and says so there.
             logger.warning("reading ahead: %s", error)

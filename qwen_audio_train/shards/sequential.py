@@ -1,0 +1,141 @@
+"""Read tars front to back, from places that allow nothing else. The weaker mode: for conversion and export only.
+
+There is no index, so no order but the tars' own, no exact resume, and no other number of ranks half way; training reads
+an indexed set (``scripts/reshard.py`` makes one). What is not weaker is the checking: a tar is fetched whole and passes
+the scan that indexing applies before its first sample is given, so none is half-read. webdataset then groups the
+members, with its ``enforce_security`` on and none of its decoders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import aiohttp
+import fsspec
+import webdataset
+import webdataset.tariterators
+
+from qwen_audio_train.config.remote import RemoteConfig
+from qwen_audio_train.errors import SampleError, ShardError
+from qwen_audio_train.samples import Clip, Origin
+from qwen_audio_train.shards.contract import SHARD_NAME_PATTERN, clip_suffix
+from qwen_audio_train.shards.metadata import AnyRecord, build_record, parse_metadata
+from qwen_audio_train.shards.ranged_get import safe_url
+from qwen_audio_train.shards.remote import ALLOWED_PROTOCOLS, is_remote
+from qwen_audio_train.shards.scan import ScannedSample, scan_tar
+
+MAX_TAR_BYTES = 64 << 30
+CHUNK_BYTES = 1 << 20
+
+webdataset.utils.enforce_security = True
+
+
+@dataclass(frozen=True, slots=True)
+class SequentialSample:
+    """A sample and the encoded bytes of its clips, in their order."""
+
+    record: AnyRecord
+    clips: tuple[bytes, ...]
+
+
+def read_sequentially(
+    tars: Sequence[str | Path], dataset_name: str, *, remote: RemoteConfig | None = None
+) -> Iterator[SequentialSample]:
+    """Yield the samples of tars, here or at URLs, in order.
+
+    Args:
+        tars: paths or URLs of tars after the shard contract; keys are unique over all of them.
+        dataset_name: as errors print it.
+
+    Raises:
+        ShardError: a tar cannot be fetched, is cut, or breaks the contract; nothing of it was yielded.
+        SampleError: a clip's bytes differ from the checksum its metadata states.
+    """
+    webdataset.utils.enforce_security = True
+    seen: set[int] = set()
+    for tar in tars:
+        name = safe_url(str(tar)).rpartition("/")[2]
+        if not SHARD_NAME_PATTERN.fullmatch(name):
+            raise ShardError(f"'{safe_url(str(tar))}': illegal shard name; letters, digits and _ . + - only")
+        with tempfile.TemporaryDirectory(prefix="sequential-") as folder:
+            path = Path(folder) / name
+            if is_remote(str(tar)):
+                _fetch(str(tar), path, remote or RemoteConfig())
+            elif Path(tar).is_file():
+                path = Path(tar)
+            else:
+                raise ShardError(f"shard '{tar}' is not there; check the path")
+            scanned = list(scan_tar(path))
+            repeated = seen.intersection(sample.key_hash for sample in scanned)
+            if repeated:
+                raise ShardError(f"'{name}' repeats {len(repeated)} keys of earlier shards; keys are unique within a set")
+            seen.update(sample.key_hash for sample in scanned)
+            yield from _samples(path, dataset_name, scanned)
+
+
+def _samples(path: Path, dataset_name: str, scanned: Sequence[ScannedSample]) -> Iterator[SequentialSample]:
+    with path.open("rb") as stream:
+        source = [{"url": path.name, "stream": stream}]
+        members = webdataset.tariterators.tar_file_expander(source)
+        grouped = webdataset.tariterators.group_by_keys(members)
+        for sample, group in zip(scanned, grouped, strict=True):
+            if group["__key__"] != sample.key:
+                raise ShardError(f"'{path.name}': '{group['__key__']}' was read where '{sample.key}' was scanned")
+            yield _checked(group, sample, path, Origin(dataset_name, path.name, sample.key))
+
+
+def _checked(group: dict[str, Any], sample: ScannedSample, path: Path, origin: Origin) -> SequentialSample:
+    metadata = parse_metadata(group["json"])
+    stated = metadata["clips"]
+    data = tuple(group[clip_suffix(k, len(stated), clip["encoding"])] for k, clip in enumerate(stated))
+    for position, (encoded, clip) in enumerate(zip(data, stated, strict=True)):
+        if hashlib.sha256(encoded).hexdigest() != clip["sha256"]:
+            raise SampleError(origin, f"checksum of clip {position} differs from its metadata; restore the shard")
+    clips = tuple(
+        Clip(Path(path.name), row.offset, row.num_bytes, row.num_samples, clip["sha256"], clip["encoding"])
+        for row, clip in zip(sample.clips, stated, strict=True)
+    )
+    return SequentialSample(build_record(metadata, origin, clips), data)
+
+
+def _fetch(url: str, path: Path, config: RemoteConfig) -> None:
+    protocol = url.partition("://")[0].lower()
+    if "::" in url or protocol not in ALLOWED_PROTOCOLS:
+        raise ShardError(f"'{safe_url(url)}' is no place that tars are read from; {', '.join(ALLOWED_PROTOCOLS)}://")
+    options: dict[str, Any] = dict(config.storage_options)
+    if protocol in ("http", "https"):
+        seconds = config.timeout_seconds
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
+        options["client_kwargs"] = {"timeout": timeout, **options.get("client_kwargs", {})}
+    for attempt in range(config.retries + 1):
+        try:
+            # block_size 0: fsspec streams, and asks for no ranges.
+            store = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+            with store.open(url, "rb", block_size=0) as stream, path.open("wb") as file:
+                _copy(stream, file, url)
+            return
+        except ImportError:
+            raise ShardError(f"reading {protocol}:// needs: pip install 'qwen-audio-train[{protocol}]'") from None
+        except (FileNotFoundError, PermissionError):
+            raise ShardError(f"'{safe_url(url)}' is not there or refused; check the URL and your access") from None
+        except aiohttp.ClientResponseError as error:
+            if error.status < 500:
+                raise ShardError(f"'{safe_url(url)}' is refused with status {error.status}") from None
+            reason = f"status {error.status}"
+        except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as error:
+            reason = type(error).__name__
+        if attempt == config.retries:
+            raise ShardError(f"'{safe_url(url)}' could not be read in {config.retries + 1} attempts: {reason}")
+
+
+def _copy(stream: Any, file: BinaryIO, url: str) -> None:
+    while chunk := stream.read(CHUNK_BYTES):
+        file.write(chunk)
+        if file.tell() > MAX_TAR_BYTES:
+            raise ShardError(f"'{safe_url(url)}' is over {MAX_TAR_BYTES} bytes; split it")
