@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,6 +23,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.errors import ShardError
 
+CHUNK_BYTES = 1 << 20
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 TRANSIENT_STATUS = frozenset({408, 429})
 NO_RANGES = (
@@ -53,6 +55,9 @@ class RangedGet(Protocol):
 
     def get(self, url: str, version: Version, start: int, stop: int) -> bytes:
         """Bytes ``start`` up to ``stop`` (within the file). Raises TransientError, ShardError when it changed."""
+
+    def download(self, url: str, path: Path, max_bytes: int) -> None:
+        """Write a file whole, asking for no ranges. Raises TransientError, ShardError."""
 
     def close(self) -> None:
         """Let go of connections."""
@@ -109,6 +114,10 @@ class HttpGet:
             raise TransientError(f"{len(body)} of {stop - start} bytes came")
         return body
 
+    def download(self, url: str, path: Path, max_bytes: int) -> None:
+        """One plain GET; it may last as long as bytes come."""
+        self._sync(url, None, self._stream, url, path, max_bytes)
+
     def close(self) -> None:
         """Close the session; the next request opens another."""
         session, self._fs._session = self._fs._session, None
@@ -117,8 +126,11 @@ class HttpGet:
 
     def _request(self, url: str, start: int, stop: int, headers: dict[str, str]) -> tuple[int, Any, bytes]:
         limit_seconds = 2 * self._config.timeout_seconds + (stop - start) / self._config.min_bytes_per_second
+        return self._sync(url, limit_seconds, self._ask, url, start, stop, headers)
+
+    def _sync(self, url: str, limit_seconds: float | None, coroutine: Any, *arguments: Any) -> Any:
         try:
-            return sync(self._fs.loop, self._ask, url, start, stop, headers, timeout=limit_seconds)
+            return sync(self._fs.loop, coroutine, *arguments, timeout=limit_seconds)
         except aiohttp.InvalidURL:
             raise ShardError(f"'{safe_url(url)}' is no URL that can be asked; check it") from None
         except (TimeoutError, FSTimeoutError, asyncio.TimeoutError):
@@ -127,25 +139,44 @@ class HttpGet:
             # Only the kind: the text of these errors holds the URL with its secrets.
             raise TransientError(type(error).__name__) from None
 
-    async def _ask(self, url: str, start: int, stop: int, headers: dict[str, str]) -> tuple[int, Any, bytes]:
+    async def _get(self, url: str, headers: dict[str, str]) -> Any:
         session = await self._fs.set_session()
         seconds = self._config.timeout_seconds
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
         # identity: a compressed body would be of another length.
-        asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", **headers}
-        given = self._fs.kwargs.get("headers", {})
-        async with session.get(self._fs.encode_url(url), headers={**given, **asked}, timeout=timeout) as answer:
+        headers = {**self._fs.kwargs.get("headers", {}), "Accept-Encoding": "identity", **headers}
+        return session.get(self._fs.encode_url(url), headers=headers, timeout=timeout)
+
+    async def _stream(self, url: str, path: Path, max_bytes: int) -> None:
+        async with await self._get(url, {}) as answer:
+            _require_served(url, answer.status, final=(412, 416))
+            with path.open("wb") as file:
+                while part := await answer.content.read(CHUNK_BYTES):
+                    file.write(part)
+                    _require_at_most(url, file.tell(), max_bytes)
+
+    async def _ask(self, url: str, start: int, stop: int, headers: dict[str, str]) -> tuple[int, Any, bytes]:
+        async with await self._get(url, {"Range": f"bytes={start}-{stop - 1}", **headers}) as answer:
             status = answer.status
-            if status >= 500 or status in TRANSIENT_STATUS:
-                raise TransientError(f"status {status}")
-            if status >= 400 and status not in (412, 416):
-                raise ShardError(f"'{safe_url(url)}' is refused with status {status}; check the URL and your access")
+            _require_served(url, status)
             body = b""
             if status == 206:
                 body = await _read_at_most(answer.content, stop - start)
             else:
                 answer.close()  # the whole file may follow
             return status, answer.headers, body
+
+
+def _require_served(url: str, status: int, final: tuple[int, ...] = ()) -> None:
+    if status >= 500 or status in TRANSIENT_STATUS:
+        raise TransientError(f"status {status}")
+    if status in final or (status >= 400 and status not in (412, 416)):
+        raise ShardError(f"'{safe_url(url)}' is refused with status {status}; check the URL and your access")
+
+
+def _require_at_most(url: str, num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise ShardError(f"'{safe_url(url)}' is over {max_bytes} bytes; split it")
 
 
 async def _read_at_most(content: aiohttp.StreamReader, num_bytes: int) -> bytes:
@@ -185,12 +216,19 @@ class ObjectGet:
             raise TransientError(f"{len(body)} of {stop - start} bytes came")
         return body
 
+    def download(self, url: str, path: Path, max_bytes: int) -> None:
+        """Copy the object."""
+        _require_at_most(url, self.version(url).size_bytes, max_bytes)
+        self._call("get_file", url, lpath=str(path))
+
     def close(self) -> None:
         """fsspec closes its sessions with the file system."""
 
     def _call(self, method: str, url: str, **options: Any) -> Any:
         wanted = options.get("end", 0) - options.get("start", 0)
-        limit_seconds = 2 * self._config.timeout_seconds + wanted / self._config.min_bytes_per_second
+        limit_seconds: float | None = 2 * self._config.timeout_seconds + wanted / self._config.min_bytes_per_second
+        if method == "get_file":
+            limit_seconds = None
         try:
             self._fs.invalidate_cache()  # listings are kept, and would hide a change
             if isinstance(self._fs, AsyncFileSystem):

@@ -75,7 +75,7 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str, config: RemoteConfig) -> None:
-        protocol = url.partition("://")[0].lower()
+        protocol = url.partition("://")[0]
         if "::" in url or protocol not in ALLOWED_PROTOCOLS:
             raise ShardError(
                 f"'{safe_url(url)}' is no place that sets are read from; a path, or {', '.join(ALLOWED_PROTOCOLS)}://"
@@ -298,6 +298,20 @@ class RemoteFolder:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def download(url: str, path: Path, config: RemoteConfig, *, max_bytes: int) -> None:
+    """Fetch one file whole from a place that may know no ranges.
+
+    Raises:
+        ShardError: protocol not allowed, refused, too big, or not to be had in as many attempts as configured.
+    """
+    base, _, name = urlsplit(url).path.rpartition("/")
+    folder = RemoteFolder(urlunsplit(urlsplit(url)._replace(path=base)), config)
+    try:
+        folder._attempt(name, lambda getter: getter.download(folder._url(name), path, max_bytes), ShardError)
+    finally:
+        folder.close()
 
 
 def _close_all() -> None:

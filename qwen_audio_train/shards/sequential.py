@@ -8,16 +8,13 @@ members, with its ``enforce_security`` on and none of its decoders.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import aiohttp
-import fsspec
 import webdataset
 import webdataset.tariterators
 
@@ -27,11 +24,10 @@ from qwen_audio_train.samples import Clip, Origin
 from qwen_audio_train.shards.contract import SHARD_NAME_PATTERN, clip_suffix
 from qwen_audio_train.shards.metadata import AnyRecord, build_record, parse_metadata
 from qwen_audio_train.shards.ranged_get import safe_url
-from qwen_audio_train.shards.remote import ALLOWED_PROTOCOLS, is_remote
+from qwen_audio_train.shards.remote import download, is_remote
 from qwen_audio_train.shards.scan import ScannedSample, scan_tar
 
 MAX_TAR_BYTES = 64 << 30
-CHUNK_BYTES = 1 << 20
 
 webdataset.utils.enforce_security = True
 
@@ -66,7 +62,7 @@ def read_sequentially(
         with tempfile.TemporaryDirectory(prefix="sequential-") as folder:
             path = Path(folder) / name
             if is_remote(str(tar)):
-                _fetch(str(tar), path, remote or RemoteConfig())
+                download(str(tar), path, remote or RemoteConfig(), max_bytes=MAX_TAR_BYTES)
             elif Path(tar).is_file():
                 path = Path(tar)
             else:
@@ -102,40 +98,3 @@ def _checked(group: dict[str, Any], sample: ScannedSample, path: Path, origin: O
         for row, clip in zip(sample.clips, stated, strict=True)
     )
     return SequentialSample(build_record(metadata, origin, clips), data)
-
-
-def _fetch(url: str, path: Path, config: RemoteConfig) -> None:
-    protocol = url.partition("://")[0].lower()
-    if "::" in url or protocol not in ALLOWED_PROTOCOLS:
-        raise ShardError(f"'{safe_url(url)}' is no place that tars are read from; {', '.join(ALLOWED_PROTOCOLS)}://")
-    options: dict[str, Any] = dict(config.storage_options)
-    if protocol in ("http", "https"):
-        seconds = config.timeout_seconds
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
-        options["client_kwargs"] = {"timeout": timeout, **options.get("client_kwargs", {})}
-    for attempt in range(config.retries + 1):
-        try:
-            # block_size 0: fsspec streams, and asks for no ranges.
-            store = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
-            with store.open(url, "rb", block_size=0) as stream, path.open("wb") as file:
-                _copy(stream, file, url)
-            return
-        except ImportError:
-            raise ShardError(f"reading {protocol}:// needs: pip install 'qwen-audio-train[{protocol}]'") from None
-        except (FileNotFoundError, PermissionError):
-            raise ShardError(f"'{safe_url(url)}' is not there or refused; check the URL and your access") from None
-        except aiohttp.ClientResponseError as error:
-            if error.status < 500:
-                raise ShardError(f"'{safe_url(url)}' is refused with status {error.status}") from None
-            reason = f"status {error.status}"
-        except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as error:
-            reason = type(error).__name__
-        if attempt == config.retries:
-            raise ShardError(f"'{safe_url(url)}' could not be read in {config.retries + 1} attempts: {reason}")
-
-
-def _copy(stream: Any, file: BinaryIO, url: str) -> None:
-    while chunk := stream.read(CHUNK_BYTES):
-        file.write(chunk)
-        if file.tell() > MAX_TAR_BYTES:
-            raise ShardError(f"'{safe_url(url)}' is over {MAX_TAR_BYTES} bytes; split it")
