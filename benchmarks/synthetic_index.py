@@ -55,7 +55,7 @@ def write_synthetic_set(real: Path, directory: Path, num_samples: int) -> Path:
         raise SystemExit(f"{num_samples} entries are no multiple of {shards[0]['num_samples']} samples a shard")
     directory.mkdir(parents=True)
     described, parts = [], []
-    for number, shard in enumerate(shards):
+    for number in range(len(shards)):
         (first, last), (first_clip, last_clip) = index.tables.bounds(number)
         parts.append((slice(first, last), slice(first_clip, last_clip), index.tables.shards[number]))
     for number in range(num_shards):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -102,6 +102,17 @@ class RangeCache:
             path.unlink(missing_ok=True)
             used_bytes -= size
         return used_bytes
+
+
+def block_runs(numbers: Iterable[int], longest: int, gap_blocks: int = 0) -> list[range]:
+    """Block numbers as runs of at most ``longest`` blocks, bridging gaps of up to ``gap_blocks`` with what is there."""
+    runs: list[range] = []
+    for number in sorted(set(numbers)):
+        if runs and number - runs[-1].stop <= gap_blocks and number - runs[-1].start < longest:
+            runs[-1] = range(runs[-1].start, number + 1)
+        else:
+            runs.append(range(number, number + 1))
+    return runs
 
 
 def _digest(payload: bytes) -> bytes:

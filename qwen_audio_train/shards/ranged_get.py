@@ -7,7 +7,6 @@ with the object's version compared after each read.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,20 @@ CHUNK_BYTES = 1 << 20
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 TRANSIENT_STATUS = frozenset({408, 429})
 NO_RANGES = (
-    "its server gives no byte ranges, which random access needs; copy the set here or to a server that does, or read it "
-    "front to back (shards/sequential.py, scripts/reshard.py)"
+    "its server gives no byte ranges, which random access needs; copy the set here or to a server that does, or "
+    "read it front to back (shards/sequential.py, scripts/reshard.py)"
 )
-VERSION_FIELDS = ("ETag", "etag", "md5Hash", "crc32c", "content_md5", "LastModified", "last_modified", "mtime", "created")
+VERSION_FIELDS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "crc32c",
+    "content_md5",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
 
 
 class TransientError(Exception):
@@ -133,7 +142,7 @@ class HttpGet:
             return sync(self._fs.loop, coroutine, *arguments, timeout=limit_seconds)
         except aiohttp.InvalidURL:
             raise ShardError(f"'{safe_url(url)}' is no URL that can be asked; check it") from None
-        except (TimeoutError, FSTimeoutError, asyncio.TimeoutError):
+        except (TimeoutError, FSTimeoutError):
             raise TransientError("it stalled") from None
         except (aiohttp.ClientError, OSError) as error:
             # Only the kind: the text of these errors holds the URL with its secrets.
@@ -196,7 +205,7 @@ class ObjectGet:
             self._fs: Any = fsspec.filesystem(protocol, skip_instance_cache=True, **config.storage_options)
         except ImportError:
             raise ShardError(
-                f"reading {protocol}:// needs a package that is not installed: pip install 'qwen-audio-train[{protocol}]'"
+                f"reading {protocol}:// needs another package: pip install 'qwen-audio-train[{protocol}]'"
             ) from None
 
     def version(self, url: str) -> Version:
@@ -239,7 +248,7 @@ class ObjectGet:
             raise ShardError(f"'{safe_url(url)}' is not there; check the URL") from None
         except PermissionError:
             raise ShardError(f"'{safe_url(url)}' is refused; check your access") from None
-        except (TimeoutError, FSTimeoutError, asyncio.TimeoutError):
+        except (TimeoutError, FSTimeoutError):
             raise TransientError("it stalled") from None
         except Exception as error:
             # Each store raises its own kinds; what is final was told above by the kinds that fsspec asks of all.

@@ -7,7 +7,6 @@ a few file descriptors and mapped pages. Safe under fork (reads carry their own 
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +26,14 @@ from qwen_audio_train.shards.metadata import AnyRecord, build_record, metadata_p
 from qwen_audio_train.shards.remote import RemoteFolder, is_remote
 from qwen_audio_train.shards.scan import BLOCK_BYTES
 from qwen_audio_train.shards.set_index import REMEDY, SET_INDEX_FILE, open_set_index
-from qwen_audio_train.shards.sources import ByteRange, ByteSource, LocalFolder, ReadFailedError, ShardBytes, edges_digest
+from qwen_audio_train.shards.sources import (
+    ByteRange,
+    ByteSource,
+    LocalFolder,
+    ReadFailedError,
+    ShardBytes,
+    edges_digest,
+)
 from qwen_audio_train.shards.writer import clip_length_problem
 
 MAX_OPEN_SHARDS = 128
@@ -50,6 +56,7 @@ class ShardSet:
         self._starts = self._tables.shards["first_sample"].astype(np.int64)
         self._open: OrderedDict[int, ShardBytes] = OrderedDict()
         self._numbers: dict[str, int] | None = None
+        self._last_path = Path()
 
     @classmethod
     def open(cls, path: str | Path, *, remote: RemoteConfig | None = None) -> ShardSet:
@@ -127,7 +134,7 @@ class ShardSet:
             problems = ["metadata and index disagree about the clips"]
         if problems:
             raise SampleError(origin, "; ".join(problems))
-        shard_path = self.directory / origin.shard if isinstance(self.source, LocalFolder) else Path(origin.shard)
+        shard_path = self._path_of(origin.shard)
         clips = tuple(
             Clip(
                 shard_path,
@@ -220,6 +227,12 @@ class ShardSet:
             raise SampleError(origin, f"checksum of the clip at byte {clip.offset_bytes} differs; restore the shard")
         return data
 
+    def _path_of(self, shard_name: str) -> Path:
+        if self._last_path.name != shard_name:
+            folder = self.source.directory if isinstance(self.source, LocalFolder) else Path()
+            self._last_path = folder / shard_name
+        return self._last_path
+
     def _locate(self, i: int) -> int:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of set '{self.name}' with {len(self)} samples")
@@ -270,11 +283,15 @@ class ShardSet:
         except ReadFailedError as error:
             # Its key would have been in these bytes.
             raise SampleError(Origin(self.name, file_name, f"number {i}"), str(error)) from None
-        try:
-            # The tar's own header stands right before the data: it gives the key, and shows that this is the sample.
-            key = tarfile.TarInfo.frombuf(raw[:BLOCK_BYTES], "utf-8", "strict").name.removesuffix(".json")
-        except (tarfile.HeaderError, UnicodeDecodeError) as error:
-            raise ShardError(f"'{where}' is damaged at byte {offset}: {error}") from error
+        # The tar's own header stands right before the data: it gives the key, and shows that this is the sample.
+        key = _key_of_header(raw[:BLOCK_BYTES])
         if key_hash(key) != int(row["key_hash"]) or len(raw) != BLOCK_BYTES + num_bytes:
             raise ShardError(f"'{where}' does not hold at byte {offset} what was indexed; restore it")
         return Origin(self.name, file_name, key), raw[BLOCK_BYTES:]
+
+
+def _key_of_header(block: bytes) -> str:
+    """Key in the header of a json member; whatever it is of a damaged one, its hash is not the indexed one."""
+    name, prefix = block[:100].split(b"\0", 1)[0], block[345:500].split(b"\0", 1)[0]
+    is_ustar = block[257:263] == b"ustar\0"
+    return (prefix + b"/" + name if prefix and is_ustar else name).decode("utf-8", "replace").removesuffix(".json")

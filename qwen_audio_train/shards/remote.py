@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 import threading
-import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -24,8 +23,9 @@ from urllib.parse import urlsplit, urlunsplit
 from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.contract import DATASET_FILE
-from qwen_audio_train.shards.range_cache import RangeCache
-from qwen_audio_train.shards.ranged_get import HttpGet, ObjectGet, RangedGet, TransientError, Version, safe_url
+from qwen_audio_train.shards.range_cache import RangeCache, block_runs
+from qwen_audio_train.shards.ranged_get import HttpGet, ObjectGet, RangedGet, Version, safe_url
+from qwen_audio_train.shards.retries import attempt
 from qwen_audio_train.shards.sources import ByteRange, ReadFailedError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,10 @@ class RemoteFolder:
         ShardError: the URL is chained, of a protocol that is not allowed, or needs a package that is not installed.
     """
 
+    _pool: ThreadPoolExecutor | None
+    _getter: RangedGet | None
+    _jobs_ahead: int
+
     def __init__(self, url: str, config: RemoteConfig) -> None:
         protocol = url.partition("://")[0]
         if "::" in url or protocol not in ALLOWED_PROTOCOLS:
@@ -113,7 +117,9 @@ class RemoteFolder:
         if name not in self._metadata_paths or not self._metadata_paths[name].exists():
             version = self._version(name, ShardError)
             if version.size_bytes > MAX_METADATA_FILE_BYTES:
-                raise ShardError(f"'{self.where(name)}' of {version.size_bytes} bytes; at most {MAX_METADATA_FILE_BYTES}")
+                raise ShardError(
+                    f"'{self.where(name)}' of {version.size_bytes} bytes; at most {MAX_METADATA_FILE_BYTES}"
+                )
             path = Path(self.config.cache_dir).absolute() / "sets" / self._key(name, version) / name
             if not path.exists():
                 self._fetch_whole(name, version, path)
@@ -132,6 +138,11 @@ class RemoteFolder:
                 if self._jobs_ahead < MAX_JOBS_AHEAD:
                     self._jobs_ahead += 1
                     self._pool.submit(self._read_ahead, name, list(wanted))
+
+    def fetch_without_ranges(self, name: str, path: Path, max_bytes: int) -> None:
+        """Write a file to ``path`` by one plain request. Raises ShardError: refused, too big, or never whole."""
+        url = self._url(name)
+        self._attempt(name, lambda getter: getter.download(url, path, max_bytes), ShardError)
 
     def blocks(self, name: str, version: Version, numbers: Iterable[int]) -> dict[int, bytes]:
         """Blocks of a tar, from memory, disk or the server; several threads never fetch the same one."""
@@ -159,8 +170,8 @@ class RemoteFolder:
 
     def _start_clean(self) -> None:
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._getter: RangedGet | None = None
+        self._pool = None
+        self._getter = None
         self._jobs_ahead = 0
         self._under_way: dict[tuple[str, int], Future[bytes]] = {}
         self._memory: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -182,17 +193,7 @@ class RemoteFolder:
     def _attempt(
         self, name: str, request: Callable[[RangedGet], T], failure: type[Exception], retries: int | None = None
     ) -> T:
-        retries = self.config.retries if retries is None else retries
-        for attempt in range(retries + 1):
-            try:
-                return request(self._requests())
-            except TransientError as error:
-                reason = str(error)
-            if attempt < retries:
-                longest = min(self.config.backoff_cap_seconds, self.config.backoff_seconds * 2**attempt)
-                logger.warning("'%s': %s; attempt %d failed", self.where(name), reason, attempt + 1)
-                time.sleep(longest * random.uniform(0.5, 1.0))
-        raise failure(f"'{self.where(name)}' could not be read in {retries + 1} attempts: {reason}")
+        return attempt(lambda: request(self._requests()), self.where(name), self.config, failure, retries)
 
     def _requests(self) -> RangedGet:
         with self._lock:
@@ -218,15 +219,8 @@ class RemoteFolder:
                 self._memory.popitem(last=False)
 
     def _runs(self, numbers: Iterable[int], gap_blocks: int = 0) -> list[range]:
-        """Block numbers as runs of at most a request's size; gaps up to ``gap_blocks`` are bridged."""
         longest = max(1, self.config.max_request_bytes // self.config.block_bytes)
-        runs: list[range] = []
-        for number in sorted(set(numbers)):
-            if runs and number - runs[-1].stop <= gap_blocks and number - runs[-1].start < longest:
-                runs[-1] = range(runs[-1].start, number + 1)
-            else:
-                runs.append(range(number, number + 1))
-        return runs
+        return block_runs(numbers, longest, gap_blocks)
 
     def _fetch_or_wait(
         self, name: str, version: Version, key: str, run: range, retries: int | None = None
@@ -256,9 +250,7 @@ class RemoteFolder:
             found[number] = fetched[number] if failed else future.result()
         return found
 
-    def _fetch_run(
-        self, name: str, version: Version, key: str, run: range, retries: int | None
-    ) -> dict[int, bytes]:
+    def _fetch_run(self, name: str, version: Version, key: str, run: range, retries: int | None) -> dict[int, bytes]:
         size, url = self.config.block_bytes, self._url(name)
         start, stop = run.start * size, min(run.stop * size, version.size_bytes)
         body = self._attempt(name, lambda getter: getter.get(url, version, start, stop), ReadFailedError, retries)
@@ -292,7 +284,7 @@ class RemoteFolder:
             with temporary.open("wb") as file:
                 for start in range(0, version.size_bytes, step):
                     stop = min(start + step, version.size_bytes)
-                    file.write(self._attempt(name, lambda g, a=start, b=stop: g.get(url, version, a, b), ShardError))
+                    file.write(self._attempt(name, partial(_get, url, version, start, stop), ShardError))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -300,18 +292,8 @@ class RemoteFolder:
             temporary.unlink(missing_ok=True)
 
 
-def download(url: str, path: Path, config: RemoteConfig, *, max_bytes: int) -> None:
-    """Fetch one file whole from a place that may know no ranges.
-
-    Raises:
-        ShardError: protocol not allowed, refused, too big, or not to be had in as many attempts as configured.
-    """
-    base, _, name = urlsplit(url).path.rpartition("/")
-    folder = RemoteFolder(urlunsplit(urlsplit(url)._replace(path=base)), config)
-    try:
-        folder._attempt(name, lambda getter: getter.download(folder._url(name), path, max_bytes), ShardError)
-    finally:
-        folder.close()
+def _get(url: str, version: Version, start: int, stop: int, getter: RangedGet) -> bytes:
+    return getter.get(url, version, start, stop)
 
 
 def _close_all() -> None:

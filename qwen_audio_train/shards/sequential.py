@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import webdataset
 import webdataset.tariterators
@@ -24,7 +25,7 @@ from qwen_audio_train.samples import Clip, Origin
 from qwen_audio_train.shards.contract import SHARD_NAME_PATTERN, clip_suffix
 from qwen_audio_train.shards.metadata import AnyRecord, build_record, parse_metadata
 from qwen_audio_train.shards.ranged_get import safe_url
-from qwen_audio_train.shards.remote import download, is_remote
+from qwen_audio_train.shards.remote import RemoteFolder, is_remote
 from qwen_audio_train.shards.scan import ScannedSample, scan_tar
 
 MAX_TAR_BYTES = 64 << 30
@@ -62,7 +63,7 @@ def read_sequentially(
         with tempfile.TemporaryDirectory(prefix="sequential-") as folder:
             path = Path(folder) / name
             if is_remote(str(tar)):
-                download(str(tar), path, remote or RemoteConfig(), max_bytes=MAX_TAR_BYTES)
+                _fetch(str(tar), path, remote or RemoteConfig())
             elif Path(tar).is_file():
                 path = Path(tar)
             else:
@@ -70,9 +71,21 @@ def read_sequentially(
             scanned = list(scan_tar(path))
             repeated = seen.intersection(sample.key_hash for sample in scanned)
             if repeated:
-                raise ShardError(f"'{name}' repeats {len(repeated)} keys of earlier shards; keys are unique within a set")
+                raise ShardError(
+                    f"'{name}' repeats {len(repeated)} keys of earlier shards; keys are unique within a set"
+                )
             seen.update(sample.key_hash for sample in scanned)
             yield from _samples(path, dataset_name, scanned)
+
+
+def _fetch(url: str, path: Path, config: RemoteConfig) -> None:
+    parts = urlsplit(url)
+    base, _, name = parts.path.rpartition("/")
+    folder = RemoteFolder(urlunsplit(parts._replace(path=base)), config)
+    try:
+        folder.fetch_without_ranges(name, path, MAX_TAR_BYTES)
+    finally:
+        folder.close()
 
 
 def _samples(path: Path, dataset_name: str, scanned: Sequence[ScannedSample]) -> Iterator[SequentialSample]:

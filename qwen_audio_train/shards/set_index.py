@@ -117,7 +117,7 @@ class SetIndexWriter:
         self._first_sample = 0
         self._first_clip = 0
 
-    def add(  # noqa: PLR0913 - one argument a table
+    def add(
         self,
         *,
         tar_bytes: int,

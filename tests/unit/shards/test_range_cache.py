@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_audio_train.shards.range_cache import HEADER, RangeCache
+from qwen_audio_train.shards.range_cache import HEADER, RangeCache, block_runs
 
 KEY = "ab" * 16
 CAP_BYTES = 10_000
@@ -93,3 +93,10 @@ def test_two_processes_keep_one_cap(tmp_path: Path) -> None:
     assert max(most) <= CAP_BYTES
     assert 0 < bytes_of(tmp_path) <= CAP_BYTES
     assert int((tmp_path / "blocks" / "bytes.ledger").read_text()) == bytes_of(tmp_path)
+
+
+def test_gaps_are_bridged_and_requests_capped() -> None:
+    assert block_runs([1, 3, 9, 2], longest=4) == [range(1, 4), range(9, 10)]
+    assert block_runs([1, 3, 9], longest=4) == [range(1, 2), range(3, 4), range(9, 10)]
+    assert block_runs([1, 3, 9], longest=4, gap_blocks=1) == [range(1, 4), range(9, 10)]
+    assert block_runs(range(10), longest=4) == [range(4), range(4, 8), range(8, 10)]

@@ -261,13 +261,6 @@ def test_prefetch_of_a_local_set_does_nothing(toy_set: ShardSet) -> None:
     assert threading.active_count() == before
 
 
-def test_gaps_are_bridged_and_requests_capped(config: RemoteConfig) -> None:
-    folder = RemoteFolder("http://127.0.0.1:1/x", dataclasses.replace(config, max_request_bytes=4 * BLOCK_BYTES))
-    assert folder._runs([1, 3, 9, 2]) == [range(1, 4), range(9, 10)]
-    assert folder._runs([1, 3, 9], gap_blocks=1) == [range(1, 4), range(9, 10)]
-    assert folder._runs(range(10)) == [range(4), range(4, 8), range(8, 10)]
-
-
 def _read_in_child(shards: ShardSet) -> list[float]:
     return read_all(shards)
 

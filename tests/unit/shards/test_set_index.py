@@ -48,7 +48,7 @@ def test_is_a_pure_function_of_the_shards(directory: Path) -> None:
 
 
 def test_any_flipped_byte_fails_closed(directory: Path) -> None:
-    """Header and table of shards at opening, rows when their shard is first read (nine samples, ten clips: no padding)."""
+    """Header and table of shards at opening, rows when their shard is first read."""
     path = directory / SET_INDEX_FILE
     whole = path.read_bytes()
     at_opening = HEADER_BYTES + 3 * SHARD_DTYPE.itemsize
@@ -62,7 +62,6 @@ def test_any_flipped_byte_fails_closed(directory: Path) -> None:
         else:
             with pytest.raises(ShardError, match="damaged in its rows of shard"):
                 read_all(directory)
-
 
 
 @pytest.mark.parametrize("num_bytes", [0, 8, HEADER_BYTES - 1, HEADER_BYTES, -1, -24])
