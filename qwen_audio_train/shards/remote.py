@@ -15,7 +15,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -141,8 +140,7 @@ class RemoteFolder:
 
     def fetch_without_ranges(self, name: str, path: Path, max_bytes: int) -> None:
         """Write a file to ``path`` by one plain request. Raises ShardError: refused, too big, or never whole."""
-        url = self._url(name)
-        self._attempt(name, lambda getter: getter.download(url, path, max_bytes), ShardError)
+        self._attempt(name, lambda getter: getter.download(self._url(name), path, max_bytes), ShardError)
 
     def blocks(self, name: str, version: Version, numbers: Iterable[int]) -> dict[int, bytes]:
         """Blocks of a tar, from memory, disk or the server; several threads never fetch the same one."""
@@ -194,6 +192,9 @@ class RemoteFolder:
         self, name: str, request: Callable[[RangedGet], T], failure: type[Exception], retries: int | None = None
     ) -> T:
         return attempt(lambda: request(self._requests()), self.where(name), self.config, failure, retries)
+
+    def _range(self, name: str, version: Version, start: int, stop: int) -> bytes:
+        return self._attempt(name, lambda getter: getter.get(self._url(name), version, start, stop), ShardError)
 
     def _requests(self) -> RangedGet:
         with self._lock:
@@ -279,21 +280,17 @@ class RemoteFolder:
     def _fetch_whole(self, name: str, version: Version, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        url, step = self._url(name), self.config.max_request_bytes
+        step = self.config.max_request_bytes
         try:
             with temporary.open("wb") as file:
                 for start in range(0, version.size_bytes, step):
                     stop = min(start + step, version.size_bytes)
-                    file.write(self._attempt(name, partial(_get, url, version, start, stop), ShardError))
+                    file.write(self._range(name, version, start, stop))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _get(url: str, version: Version, start: int, stop: int, getter: RangedGet) -> bytes:
-    return getter.get(url, version, start, stop)
 
 
 def _close_all() -> None:
