@@ -42,6 +42,8 @@ class Clip:
     """Of the encoded bytes (hex)."""
     encoding: str
     """File suffix without the dot: flac, wav, mp3, ogg, opus."""
+    xxh3: int | None = None
+    """Of the encoded bytes, from the set's index: what reading compares, being ten times faster than sha256."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,19 @@
-"""``dataset.json``: what a set holds, beside its shards. A pure function of the shards, so it can always be rebuilt."""
+"""``dataset.json`` and ``dataset.idx``: what a set holds and where, beside its shards.
+
+Both are pure functions of the shards, so they can always be rebuilt.
+"""
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ
 from qwen_audio_train.errors import ShardError
@@ -21,14 +26,17 @@ from qwen_audio_train.shards.contract import (
 from qwen_audio_train.shards.files import json_bytes, sha256_of_file, write_file
 from qwen_audio_train.shards.index import build_index, index_path, open_index
 from qwen_audio_train.shards.metadata import parse_metadata
+from qwen_audio_train.shards.set_index import CLIP_DTYPE, SAMPLE_DTYPE, SET_INDEX_FILE, SetIndexWriter
+from qwen_audio_train.shards.sources import LocalShard, edges_digest
 
 MAX_DESCRIPTION_BYTES = 64 << 20
+NO_DESCRIPTION = "prepare the set, or describe its tars with scripts/check_shards.py --reindex"
 
 
 def describe_set(
     directory: Path, name: str, *, recipe: Mapping[str, Any] | None = None, reindex: bool = False
 ) -> dict[str, Any]:
-    """Write ``dataset.json`` over all tars of ``directory`` and return its content.
+    """Write ``dataset.json`` and ``dataset.idx`` over all tars of ``directory``; return the content of the former.
 
     Args:
         recipe: what the set was prepared from, kept so that a second run can see that nothing is left to do.
@@ -61,8 +69,40 @@ def describe_set(
         "recipe": dict(recipe) if recipe is not None else None,
         "shards": shards,
     }
-    write_file(directory / DATASET_FILE, json_bytes(description, indent=2) + b"\n")
+    raw = json_bytes(description, indent=2) + b"\n"
+    write_file(directory / DATASET_FILE, raw)
+    _write_set_index(tar_paths, description, raw)
     return description
+
+
+def _write_set_index(tar_paths: Sequence[Path], description: Mapping[str, Any], raw_description: bytes) -> None:
+    counts = {name: description[name] for name in ("num_samples", "num_clips")}
+    writer = SetIndexWriter(tar_paths[0].with_name(SET_INDEX_FILE), num_shards=len(tar_paths), **counts)
+    for path in tar_paths:
+        index, tar = open_index(path), LocalShard(path)
+        samples, clips = np.zeros(len(index.samples), SAMPLE_DTYPE), np.zeros(len(index.clips), CLIP_DTYPE)
+        for name in ("key_hash", "json_offset", "json_bytes"):
+            samples[name] = index.samples[name]
+        for name in ("offset", "num_bytes", "crc32"):
+            clips[name] = index.clips[name]
+        clips["xxh3"] = [_xxh3_of(tar, row, path) for row in index.clips]
+        writer.add(
+            tar_bytes=tar.size_bytes,
+            edges=edges_digest(tar),
+            num_clips=index.samples["num_clips"],
+            clip_samples=index.clips["num_samples"],
+            samples=samples,
+            clips=clips,
+        )
+    writer.publish(raw_description)
+
+
+def _xxh3_of(tar: LocalShard, row: Any, path: Path) -> int:
+    data = tar.read(int(row["offset"]), int(row["num_bytes"]))
+    # What was damaged since it was indexed must not get a right checksum here.
+    if zlib.crc32(data) != int(row["crc32"]):
+        raise ShardError(f"'{path}' changed at byte {row['offset']} since it was indexed; restore it")
+    return xxhash.xxh3_64_intdigest(data)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -71,17 +111,29 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         ShardError: missing, not readable, of another contract version, or naming shards outside its folder.
     """
+    return parse_description(read_raw_description(path, str(path)), str(path))
+
+
+def read_raw_description(path: Path, where: str) -> bytes:
+    """The bytes of a ``dataset.json``; ``where`` is what errors call it. Raises ShardError: missing or too big."""
     try:
         if path.stat().st_size > MAX_DESCRIPTION_BYTES:
-            raise ShardError(f"'{path}' is over {MAX_DESCRIPTION_BYTES} bytes; rebuild it")
-        description = json.loads(path.read_bytes())
+            raise ShardError(f"'{where}' is over {MAX_DESCRIPTION_BYTES} bytes; rebuild it")
+        return path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"'{where}' is no readable set description ({error}); {NO_DESCRIPTION}") from error
+
+
+def parse_description(raw: bytes, path: str) -> dict[str, Any]:
+    """The content of the bytes of a ``dataset.json``. Raises ShardError as ``read_description`` does."""
+    try:
+        description = json.loads(raw)
         version, shards = description["contract_version"], description["shards"]
         texts = [description["name"], description["split"], *(shard["file"] for shard in shards)]
         sound = shards and all(isinstance(text, str) for text in texts)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        remedy = "prepare the set, or describe its tars with scripts/check_shards.py --reindex"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(
-            f"'{path}' is no readable set description ({type(error).__name__}: {error}); {remedy}"
+            f"'{path}' is no readable set description ({type(error).__name__}: {error}); {NO_DESCRIPTION}"
         ) from error
     if version != CONTRACT_VERSION:
         raise ShardError(

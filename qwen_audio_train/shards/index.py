@@ -10,7 +10,6 @@ Layout, little-endian: 64-byte header, then ``SAMPLE_DTYPE`` rows, then ``CLIP_D
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,11 @@ from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.contract import INDEX_SUFFIX
 from qwen_audio_train.shards.files import write_file
 from qwen_audio_train.shards.scan import scan_tar
+from qwen_audio_train.shards.sources import LocalShard, edges_digest
 
 MAGIC = b"QATIDX\r\n"
 INDEX_VERSION = 1
 HEADER = struct.Struct("<8sII QQQ 16s8s")
-EDGE_BYTES = 4096
 
 SAMPLE_DTYPE = np.dtype(
     [("key_hash", "<u8"), ("json_offset", "<u8"), ("json_bytes", "<u4"), ("first_clip", "<u4"), ("num_clips", "<u4")]
@@ -78,7 +77,7 @@ def build_index(tar_path: Path) -> ShardIndex:
         tar_path.stat().st_size,
         len(sample_rows),
         len(clip_rows),
-        _edges_digest(tar_path),
+        edges_digest(LocalShard(tar_path)),
         _body_digest(body),
     )
     write_file(index_path(tar_path), header + body)
@@ -108,7 +107,7 @@ def open_index(tar_path: Path) -> ShardIndex:
     samples_end = HEADER.size + num_samples * SAMPLE_DTYPE.itemsize
     if len(raw) != samples_end + num_clips * CLIP_DTYPE.itemsize or body_digest != _body_digest(raw[HEADER.size :]):
         raise ShardError(f"'{path}' is damaged; {remedy}")
-    if tar_bytes != indexed_bytes or edges != _edges_digest(tar_path):
+    if tar_bytes != indexed_bytes or edges != edges_digest(LocalShard(tar_path)):
         raise ShardError(f"'{tar_path}' ({tar_bytes} bytes) is not the tar indexed ({indexed_bytes} bytes); {remedy}")
     return ShardIndex(
         header=header,
@@ -119,10 +118,3 @@ def open_index(tar_path: Path) -> ShardIndex:
 
 def _body_digest(body: Any) -> bytes:
     return hashlib.blake2b(body, digest_size=8).digest()
-
-
-def _edges_digest(tar_path: Path) -> bytes:
-    with tar_path.open("rb") as file:
-        head = file.read(EDGE_BYTES)
-        file.seek(max(0, os.fstat(file.fileno()).st_size - EDGE_BYTES))
-        return hashlib.blake2b(head + file.read(EDGE_BYTES), digest_size=16).digest()

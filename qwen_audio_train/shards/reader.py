@@ -1,79 +1,88 @@
-"""Random access to a set: any record and any clip by number, each one ``pread``, verified, or an error that names it.
+"""Random access to a set: any record and any clip by number, each one ranged read, verified, or an error that names it.
 
 Nothing is decoded before it is asked for, and nothing per sample lives in Python: a set of any size costs each worker
-a few file descriptors and mapped pages. Safe under fork (reads carry their own position) and spawn (pickles to paths).
+a few file descriptors and mapped pages. Safe under fork (reads carry their own position) and spawn (pickles to places).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tarfile
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from qwen_audio_train.audio.decode import Samples, decode_audio
+from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.samples import Clip, Origin
 from qwen_audio_train.shards.contract import DATASET_FILE, key_hash
-from qwen_audio_train.shards.dataset import read_description
-from qwen_audio_train.shards.files import json_bytes
-from qwen_audio_train.shards.index import ShardIndex, open_index
+from qwen_audio_train.shards.dataset import parse_description, read_raw_description
 from qwen_audio_train.shards.metadata import AnyRecord, build_record, metadata_problems, parse_metadata
+from qwen_audio_train.shards.remote import RemoteFolder, is_remote
 from qwen_audio_train.shards.scan import BLOCK_BYTES
+from qwen_audio_train.shards.set_index import REMEDY, SET_INDEX_FILE, open_set_index
+from qwen_audio_train.shards.sources import (
+    ByteRange,
+    ByteSource,
+    LocalFolder,
+    ReadFailedError,
+    ShardBytes,
+    edges_digest,
+)
 from qwen_audio_train.shards.writer import clip_length_problem
 
 MAX_OPEN_SHARDS = 128
 
 
-class _OpenShard:
-    """A tar's descriptor and its index. Closed when the last reader lets go of it."""
-
-    def __init__(self, path: Path) -> None:
-        self.index: ShardIndex = open_index(path)
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
 class ShardSet:
     """A prepared set. Samples are numbered 0 .. len - 1 in the order of the shards."""
 
-    def __init__(self, directory: Path, description: dict[str, Any], headers: list[bytes]) -> None:
-        self.directory = directory
-        self.description = description
+    def __init__(self, source: ByteSource) -> None:
+        self.source = source
+        description_path = source.metadata_path(DATASET_FILE)
+        where = source.where(DATASET_FILE)
+        raw = read_raw_description(description_path, where)
+        self.description: dict[str, Any] = parse_description(raw, where)
         """Content of ``dataset.json``."""
-        self._headers = headers
-        self._starts = np.cumsum([0] + [shard["num_samples"] for shard in description["shards"]])
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._index = open_set_index(source.metadata_path(SET_INDEX_FILE), raw, source.where(SET_INDEX_FILE))
+        self._tables = self._index.tables
+        if len(self._tables.shards) != len(self.description["shards"]):
+            raise ShardError(f"'{where}' does not name the shards of its dataset.idx; {REMEDY}")
+        self._starts = self._tables.shards["first_sample"].astype(np.int64)
+        self._open: OrderedDict[int, ShardBytes] = OrderedDict()
+        self._numbers: dict[str, int] | None = None
+        self._last_path = Path()
 
     @classmethod
-    def open(cls, path: str | Path) -> ShardSet:
-        """Open a set by its folder or its ``dataset.json``.
+    def open(cls, path: str | Path, *, remote: RemoteConfig | None = None) -> ShardSet:
+        """Open a set by its folder or its ``dataset.json``, here or at a URL (http, https, s3, gs, az, abfs).
+
+        Costs the same for any number of samples: each shard is verified when it is first read.
+
+        Args:
+            remote: cache, patience and read-ahead of a set at a URL.
 
         Raises:
-            ShardError: description, index or tar is missing, damaged, or they do not belong together.
+            ShardError: description or index is missing, damaged, or they do not belong together; or the URL is of a
+                kind that is not allowed, or its server gives no ranges.
         """
+        text = str(path)
+        if is_remote(text):
+            return cls(RemoteFolder(text, remote or RemoteConfig()))
         path = Path(path)
-        directory = path.parent if path.name == DATASET_FILE else path
-        description = read_description(directory / DATASET_FILE)
-        headers = []
-        for shard in description["shards"]:
-            index = open_index(directory / shard["file"])
-            found = (len(index.samples), len(index.clips), (directory / shard["file"]).stat().st_size)
-            if found != (shard["num_samples"], shard["num_clips"], shard["bytes"]):
-                raise ShardError(
-                    f"'{directory / shard['file']}' has (samples, clips, bytes) {found}, not as described; "
-                    "restore the shard, or rebuild with scripts/check_shards.py --reindex"
-                )
-            headers.append(index.header)
-        return cls(directory.absolute(), description, headers)
+        return cls(LocalFolder(path.parent if path.name == DATASET_FILE else path))
+
+    @property
+    def directory(self) -> Path:
+        """Its folder. Raises ShardError for a set at a URL, which has none."""
+        if isinstance(self.source, LocalFolder):
+            return self.source.directory
+        raise ShardError(f"set '{self.source.location}' is not on this machine; copy it here for this")
 
     @property
     def name(self) -> str:
@@ -87,17 +96,20 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content (hex): of every index and of ``dataset.json`` with the sha256 of every shard."""
-        digest = hashlib.blake2b(json_bytes(self.description), digest_size=16)
-        for header in self._headers:
-            digest.update(header)
-        return digest.hexdigest()
+        """Identity of the content (hex): of every index row and of ``dataset.json`` with the sha256 of every shard."""
+        return hashlib.blake2b(self._index.header, digest_size=16).hexdigest()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._tables.samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        # A worker maps the files itself: what travels is where they are, not what they hold.
+        return {"source": self.source, "fingerprint": self.fingerprint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["source"])  # type: ignore[misc]
+        if self.fingerprint != state["fingerprint"]:
+            raise ShardError(f"set '{self.source.location}' was exchanged while it was open; start again")
 
     def origin(self, i: int) -> Origin:
         """Where sample ``i`` comes from."""
@@ -108,28 +120,30 @@ class ShardSet:
 
         Raises:
             SampleError: the metadata cannot be trusted.
-            ShardError: the shard was exchanged or damaged since the set was opened.
+            ShardError: the shard is missing, or is not the one that was indexed.
         """
         origin, raw = self._read_metadata(i)
         try:
             metadata = parse_metadata(raw)
         except ValueError as error:
             raise SampleError(origin, str(error)) from error
-        rows = self._clip_rows(i)
+        span = self._clip_span(i)
+        rows, lengths = self._tables.clips[span], self._tables.clip_samples[span].tolist()
         problems = metadata_problems(metadata)
-        if not problems and [clip["num_samples"] for clip in metadata["clips"]] != rows["num_samples"].tolist():
+        if not problems and [clip["num_samples"] for clip in metadata["clips"]] != lengths:
             problems = ["metadata and index disagree about the clips"]
         if problems:
             raise SampleError(origin, "; ".join(problems))
-        shard_path = self.directory / origin.shard
+        shard_path = self._path_of(origin.shard)
         clips = tuple(
             Clip(
                 shard_path,
                 int(row["offset"]),
                 int(row["num_bytes"]),
-                int(row["num_samples"]),
+                clip["num_samples"],
                 clip["sha256"],
                 clip["encoding"],
+                int(row["xxh3"]),
             )
             for row, clip in zip(rows, metadata["clips"], strict=True)
         )
@@ -141,19 +155,34 @@ class ShardSet:
 
     def clip_crc32(self, i: int) -> list[int]:
         """crc32 of the encoded bytes of sample ``i``'s clips, as indexed."""
-        return [int(value) for value in self._clip_rows(i)["crc32"]]
+        return [int(value) for value in self._tables.clips[self._clip_span(i)]["crc32"]]
 
-    def clip_lengths(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Lengths of all clips without reading a tar.
+    def clip_lengths(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
+        """Lengths of all clips without reading a tar: views of the mapped index, nothing is copied.
 
         Returns:
             ``first`` of shape (len + 1,) and ``num_samples`` of shape (num_clips,): the clips of sample i are
-            ``num_samples[first[i]:first[i + 1]]``, in 16 kHz samples.
+            ``num_samples[first[i]:first[i + 1]]``, in 16 kHz samples. Both read-only.
         """
-        indexes = [self._shard(number).index for number in range(len(self._headers))]
-        counts = np.concatenate([index.samples["num_clips"] for index in indexes]).astype(np.int64)
-        lengths = np.concatenate([index.clips["num_samples"] for index in indexes]).astype(np.int64)
-        return np.concatenate([[0], np.cumsum(counts)]), lengths
+        return self._tables.first_clip, self._tables.clip_samples
+
+    def prefetch(self, sample_numbers: Iterable[int]) -> None:
+        """Hint that these samples will be read soon; returns at once and raises nothing.
+
+        A set at a URL fetches their bytes into its cache in the background, neighbours in one request. Call it with
+        the next bins of the plan, in their order, in the process that will read them. Does nothing for local sets.
+        """
+        if isinstance(self.source, LocalFolder):
+            return
+        ranges: dict[str, list[ByteRange]] = {}
+        for i in sample_numbers:
+            number = self._locate(i)
+            row, clips = self._tables.samples[i], self._tables.clips[self._clip_span(i)]
+            wanted = ranges.setdefault(self.description["shards"][number]["file"], [])
+            json_offset = int(row["json_offset"])
+            wanted.append((json_offset - BLOCK_BYTES, json_offset + int(row["json_bytes"])))
+            wanted.extend((int(c["offset"]), int(c["offset"]) + int(c["num_bytes"])) for c in clips)
+        self.source.prefetch(ranges)
 
     def read_clip(self, clip: Clip, origin: Origin) -> Samples:
         """Read, verify and decode a clip to float32 at 16 kHz, shape (clip.num_samples,).
@@ -174,63 +203,95 @@ class ShardSet:
             )
         return samples
 
-    def read_clip_bytes(self, clip: Clip, origin: Origin) -> bytes:
+    def read_clip_bytes(self, clip: Clip, origin: Origin, *, thorough: bool = False) -> bytes:
         """Read and verify the encoded bytes of a clip.
 
+        Args:
+            thorough: also compare the sha256 of the metadata, as checking a set does. Reading for training compares
+                the 64-bit xxh3 of the index, which finds damage as surely and costs a tenth.
+
         Raises:
-            SampleError: short read, or the checksum differs.
+            SampleError: not readable, short read, or a checksum differs.
         """
         shard = self._shard(self._number_of(origin.shard))
-        data = os.pread(shard.descriptor, clip.num_bytes, clip.offset_bytes)
+        try:
+            data = shard.read(clip.offset_bytes, clip.num_bytes)
+        except ReadFailedError as error:
+            raise SampleError(origin, str(error)) from None
         if len(data) != clip.num_bytes:
             raise SampleError(origin, f"clip cut short: {len(data)} of {clip.num_bytes} bytes; restore the shard")
-        if hashlib.sha256(data).hexdigest() != clip.sha256:
+        is_same = clip.xxh3 is None or xxhash.xxh3_64_intdigest(data) == clip.xxh3
+        if is_same and (thorough or clip.xxh3 is None):
+            is_same = hashlib.sha256(data).hexdigest() == clip.sha256
+        if not is_same:
             raise SampleError(origin, f"checksum of the clip at byte {clip.offset_bytes} differs; restore the shard")
         return data
 
-    def _locate(self, i: int) -> tuple[int, int]:
+    def _path_of(self, shard_name: str) -> Path:
+        if self._last_path.name != shard_name:
+            folder = self.source.directory if isinstance(self.source, LocalFolder) else Path()
+            self._last_path = folder / shard_name
+        return self._last_path
+
+    def _locate(self, i: int) -> int:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of set '{self.name}' with {len(self)} samples")
-        number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return number, i - int(self._starts[number])
+        return int(np.searchsorted(self._starts, i, side="right")) - 1
 
     def _number_of(self, shard_name: str) -> int:
-        names = [shard["file"] for shard in self.description["shards"]]
-        if shard_name not in names:
+        if self._numbers is None:
+            self._numbers = {shard["file"]: number for number, shard in enumerate(self.description["shards"])}
+        if shard_name not in self._numbers:
             raise ShardError(f"shard '{shard_name}' is not part of set '{self.name}'")
-        return names.index(shard_name)
+        return self._numbers[shard_name]
 
-    def _shard(self, number: int) -> _OpenShard:
+    def _shard(self, number: int) -> ShardBytes:
         shard = self._open.get(number)
         if shard is None:
-            path = self.directory / self.description["shards"][number]["file"]
-            shard = _OpenShard(path)
-            if shard.index.header != self._headers[number]:
-                raise ShardError(f"'{path}' was exchanged while the set was open; start again")
-            self._open[number] = shard
+            shard = self._open[number] = self._open_shard(number)
             while len(self._open) > MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         return shard
 
-    def _clip_rows(self, i: int) -> npt.NDArray[np.void]:
-        number, row_number = self._locate(i)
-        index = self._shard(number).index
-        first, count = int(index.samples[row_number]["first_clip"]), int(index.samples[row_number]["num_clips"])
-        return index.clips[first : first + count]
+    def _open_shard(self, number: int) -> ShardBytes:
+        name, row = self.description["shards"][number]["file"], self._tables.shards[number]
+        where, indexed_bytes = self.source.where(name), int(row["tar_bytes"])
+        self._index.require_sound_rows(number, self.source.where(SET_INDEX_FILE))
+        shard = self.source.open_shard(name)
+        try:
+            is_same = shard.size_bytes == indexed_bytes and edges_digest(shard) == row["edges"].tobytes()
+        except ReadFailedError as error:
+            raise ShardError(f"shard '{where}' cannot be opened: {error}") from None
+        if not is_same:
+            raise ShardError(
+                f"'{where}' ({shard.size_bytes} bytes) is not the tar indexed ({indexed_bytes} bytes); "
+                f"restore it, or if it is as it should be, {REMEDY}"
+            )
+        return shard
+
+    def _clip_span(self, i: int) -> slice:
+        first = self._tables.first_clip
+        return slice(int(first[i]), int(first[i + 1]))
 
     def _read_metadata(self, i: int) -> tuple[Origin, bytes]:
-        number, row_number = self._locate(i)
+        number = self._locate(i)
         shard, file_name = self._shard(number), self.description["shards"][number]["file"]
-        row = shard.index.samples[row_number]
+        row, where = self._tables.samples[i], self.source.where(file_name)
         num_bytes, offset = int(row["json_bytes"]), int(row["json_offset"])
-        raw = os.pread(shard.descriptor, BLOCK_BYTES + num_bytes, offset - BLOCK_BYTES)
         try:
-            # The tar's own header stands right before the data: it gives the key, and shows that this is the sample.
-            key = tarfile.TarInfo.frombuf(raw[:BLOCK_BYTES], "utf-8", "strict").name.removesuffix(".json")
-        except (tarfile.HeaderError, UnicodeDecodeError) as error:
-            raise ShardError(f"'{self.directory / file_name}' is damaged at byte {offset}: {error}") from error
+            raw = shard.read(offset - BLOCK_BYTES, BLOCK_BYTES + num_bytes)
+        except ReadFailedError as error:
+            # Its key would have been in these bytes.
+            raise SampleError(Origin(self.name, file_name, f"number {i}"), str(error)) from None
+        # The tar's own header stands right before the data: it gives the key, and shows that this is the sample.
+        key = _key_of_header(raw[:BLOCK_BYTES])
         if key_hash(key) != int(row["key_hash"]) or len(raw) != BLOCK_BYTES + num_bytes:
-            raise ShardError(
-                f"'{self.directory / file_name}' does not hold at byte {offset} what was indexed; restore it"
-            )
+            raise ShardError(f"'{where}' does not hold at byte {offset} what was indexed; restore it")
         return Origin(self.name, file_name, key), raw[BLOCK_BYTES:]
+
+
+def _key_of_header(block: bytes) -> str:
+    """Key in the header of a json member; whatever it is of a damaged one, its hash is not the indexed one."""
+    name, prefix = block[:100].split(b"\0", 1)[0], block[345:500].split(b"\0", 1)[0]
+    is_ustar = block[257:263] == b"ustar\0"
+    return (prefix + b"/" + name if prefix and is_ustar else name).decode("utf-8", "replace").removesuffix(".json")

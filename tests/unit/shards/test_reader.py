@@ -152,11 +152,37 @@ def test_an_exchanged_shard_is_refused(tmp_path: Path) -> None:
     os.replace(tmp_path / "b" / "toy-000001.tar", tmp_path / "a" / "toy-000001.tar")
     with pytest.raises(ShardError, match="not the tar indexed"):
         shards.record(5)
-    build_index(tmp_path / "a" / "toy-000001.tar")
-    with pytest.raises(ShardError, match="exchanged"):
-        shards.record(5)
-    with pytest.raises(ShardError, match="not as described"):
-        ShardSet.open(tmp_path / "a")
+    build_index(tmp_path / "a" / "toy-000001.tar")  # an index of its own does not make it part of the set
+    for again in (shards, ShardSet.open(tmp_path / "a")):
+        with pytest.raises(ShardError, match="not the tar indexed"):
+            again.record(5)
+        again.record(0)
+
+
+def test_opening_touches_no_shard(tmp_path: Path) -> None:
+    shards = ShardSet.open(write_toy_set(tmp_path))
+    for tar_path in tmp_path.glob("*.tar*"):
+        tar_path.unlink()
+    shards = ShardSet.open(tmp_path)
+    assert shards.clip_lengths()[1].tolist() == [1000, 1001, 1002, 1003, 2000, 3001, 4000]
+    with pytest.raises(ShardError, match=r"toy-000000.tar' cannot be opened"):
+        shards.record(0)
+
+
+def test_lengths_are_views_of_the_mapped_index(toy_set: ShardSet) -> None:
+    for array in toy_set.clip_lengths():
+        assert not array.flags.owndata
+        assert not array.flags.writeable
+
+
+def test_sha256_is_compared_where_thoroughness_is_asked_for(toy_set: ShardSet) -> None:
+    record = toy_set.record(0)
+    clip = dataclasses.replace(record.clips[0], sha256="0" * 64)
+    assert toy_set.read_clip_bytes(clip, record.origin)
+    with pytest.raises(SampleError, match="checksum"):
+        toy_set.read_clip_bytes(clip, record.origin, thorough=True)
+    with pytest.raises(SampleError, match="checksum"):
+        toy_set.read_clip_bytes(dataclasses.replace(clip, xxh3=None), record.origin)
 
 
 @pytest.mark.parametrize(

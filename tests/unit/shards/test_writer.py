@@ -22,7 +22,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     first, second = write_toy_set(tmp_path / "a"), write_toy_set(tmp_path / "b")
     assert files_of(first) == files_of(second)
     assert sorted(files_of(first)) == [
-        "dataset.json", "toy-000000.tar", "toy-000000.tar.idx", "toy-000001.tar", "toy-000001.tar.idx",
+        "dataset.idx", "dataset.json", "toy-000000.tar", "toy-000000.tar.idx", "toy-000001.tar", "toy-000001.tar.idx",
     ]  # fmt: skip
 
 
