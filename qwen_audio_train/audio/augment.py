@@ -18,6 +18,7 @@ from qwen_audio_train.audio.noise import mixed_at
 from qwen_audio_train.audio.spec_augment import spec_augment
 from qwen_audio_train.audio.speed import NORMAL_SPEED, at_speed, legal_speeds, samples_at, speed_hundredths
 from qwen_audio_train.audio.telephone import through_telephone
+from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.samples import ClipFeatures, FloatArray
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ class Augmenter:
     Args:
         config: checked by ``augment_problems``.
         noise: needed when ``config.noise.probability`` is above 0.
+
+    Raises:
+        ConfigError: noise is on and its source is missing or empty.
     """
 
     def __init__(self, config: AugmentConfig, noise: NoiseSource | None = None) -> None:
-        assert noise is not None or not config.noise.probability, "noise is on and has no source"
+        if config.noise.probability and not noise:
+            raise ConfigError(
+                f"noise.probability={config.noise.probability} and noise.shard_set={config.noise.shard_set} gives no "
+                "noises: name a shard set that has samples"
+            )
         self.config = config
         self._noise = noise
         self._speeds = tuple(speed_hundredths(factor) for factor in config.speed_factors)

@@ -5,32 +5,18 @@ Only the clip's valid frames change; the context frames behind them stay what th
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qwen_audio_train.audio.draws import Draws
 from qwen_audio_train.samples import ClipFeatures, FloatArray
 
-
-class SpecAugmentPolicy(Protocol):
-    """What config/augment.py's ``SpecAugmentConfig`` holds; documented there."""
-
-    @property
-    def warp_frames(self) -> int: ...
-    @property
-    def frequency_masks(self) -> int: ...
-    @property
-    def longest_mask_bins(self) -> int: ...
-    @property
-    def time_masks(self) -> int: ...
-    @property
-    def longest_mask_frames(self) -> int: ...
-    @property
-    def longest_mask_share(self) -> float: ...
+if TYPE_CHECKING:
+    from qwen_audio_train.config.augment import SpecAugmentConfig
 
 
-def spec_augment(clip: ClipFeatures, policy: SpecAugmentPolicy, draws: Draws) -> ClipFeatures:
+def spec_augment(clip: ClipFeatures, policy: SpecAugmentConfig, draws: Draws) -> ClipFeatures:
     """A copy of the clip, warped and masked.
 
     Masked values become the mean of the clip's valid frames. (The paper's mels have mean zero and are masked with
@@ -39,7 +25,6 @@ def spec_augment(clip: ClipFeatures, policy: SpecAugmentPolicy, draws: Draws) ->
     mel_MF = clip.mel_MF.copy()
     valid_MF = mel_MF[:, : clip.mel_frames]
     num_bins, num_frames = valid_MF.shape
-    # All draws are made whatever the clip's length, each from its own words.
     point, distance = draws.unit(), draws.between(-1.0, 1.0)
     if 0 < 2 * policy.warp_frames < num_frames:
         _warp(valid_MF, point, distance, policy.warp_frames)
@@ -68,7 +53,7 @@ def _warp(mel_MF: FloatArray, point: float, distance: float, most_frames: int) -
     """
     last = mel_MF.shape[1] - 1
     source = most_frames + point * (last - 2 * most_frames)
-    target = source + distance * most_frames
+    target = min(max(source + distance * most_frames, 1.0), last - 1.0)  # np.interp wants rising points
     wanted = np.interp(np.arange(last + 1), [0.0, target, last], [0.0, source, last])
     left = np.minimum(wanted.astype(np.int64), last - 1)
     weight = (wanted - left).astype(np.float32)

@@ -27,9 +27,7 @@ def samples_at(num_samples: int, speed: int) -> int:
 
 def legal_speeds(num_samples: int, speeds: tuple[int, ...]) -> tuple[int, ...]:
     """The speeds at which the clip neither exceeds 30 s nor is too short for one audio token."""
-    return tuple(
-        speed for speed in speeds if MIN_CLIP_SAMPLES <= samples_at(num_samples, speed) <= MAX_CLIP_SAMPLES
-    )
+    return tuple(speed for speed in speeds if MIN_CLIP_SAMPLES <= samples_at(num_samples, speed) <= MAX_CLIP_SAMPLES)
 
 
 def at_speed(samples: Samples, speed: int) -> Samples:

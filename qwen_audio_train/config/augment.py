@@ -1,4 +1,8 @@
-"""How clips are changed on their way into the model. Everything is off unless it is turned on, source by source."""
+"""How clips are changed on their way into the model. Everything is off unless it is turned on, source by source.
+
+The dataclasses are not frozen: they stand in the entries of a dictionary of sources, where OmegaConf cannot fill in
+frozen ones. Nothing changes them after composition.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ LOUDEST_DB = 60.0
 """Largest gain and signal-to-noise ratio, either sign, that is taken for meant."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SpecAugmentConfig:
     """Masks on the log-mel. The values are the LibriSpeech Basic policy of arXiv 1904.08779, as Qwen-Audio used it."""
 
@@ -31,7 +35,7 @@ class SpecAugmentConfig:
     """p: no time mask is wider than this share of the clip."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class NoiseConfig:
     """Clips of another shard set, mixed in."""
 
@@ -44,7 +48,7 @@ class NoiseConfig:
     snr_db_max: float = 20.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class AugmentConfig:
     """What may happen to each clip of a source, in this order: speed, noise, telephone, gain, mel, SpecAugment."""
 
