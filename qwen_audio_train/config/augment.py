@@ -1,8 +1,4 @@
-"""How clips are changed on their way into the model. Everything is off unless it is turned on, source by source.
-
-The dataclasses are not frozen: they stand in the entries of a dictionary of sources, where OmegaConf cannot fill in
-frozen ones. Nothing changes them after composition.
-"""
+"""How clips are changed on their way into the model. Everything is off unless it is turned on, source by source."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ LOUDEST_DB = 60.0
 """Largest gain and signal-to-noise ratio, either sign, that is taken for meant."""
 
 
+# Not frozen: OmegaConf cannot fill in the entries of a dictionary of frozen dataclasses, and data.sources is one.
 @dataclass
 class SpecAugmentConfig:
     """Masks on the log-mel. The values are the LibriSpeech Basic policy of arXiv 1904.08779, as Qwen-Audio used it."""

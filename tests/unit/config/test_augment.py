@@ -75,7 +75,7 @@ def test_everything_is_off_by_default() -> None:
 
 
 def test_it_can_be_filled_in_by_composition() -> None:
-    """Also where a frozen dataclass cannot: see the top of config/augment.py."""
+    """Also where a frozen dataclass cannot: see config/augment.py."""
     raw = OmegaConf.merge(
         OmegaConf.structured(AugmentConfig), {"speed_factors": [0.9, 1], "noise": {"probability": 0.5}}
     )
