@@ -111,7 +111,7 @@ def preview(config: StageConfig, source: str, epoch: int) -> tuple[Plan, EpochPr
     """The plan, an epoch of it in numbers, how full its bins are, and the mixture's table."""
     try:
         processor = load_processor(source)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"'{source}' has no tokenizer that can be loaded ({error}): try --tokenizer") from error
     batches = stage_batches(config, Front.of(processor), rank=0, world=1)
     plan, fill = batches.plan, Fill(batches.plan)
