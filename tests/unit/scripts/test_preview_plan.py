@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen_audio_train.model.load import load_processor
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
-from scripts.preview_plan import main, tokenizer_source
+from scripts.preview_plan import main, preview, tokenizer_source
 from tests.stage_runs import Workshop
 
 
@@ -64,6 +65,13 @@ def test_the_picture_is_a_png(workshop: Workshop, tmp_path: Path) -> None:
     assert main(arguments(workshop, "pretrain", tmp_path / "run", "--picture", str(picture))) == 0
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert picture.stat().st_size > 10_000
+
+
+def test_the_picture_shows_every_window_once(workshop: Workshop, tmp_path: Path) -> None:
+    plan, made, fill, _ = preview(workshop.config("pretrain", tmp_path), str(workshop.folder / "model"), epoch=0)
+    assert len(fill.tokens) == len(plan.windows_of(0)) > 1
+    computed = float(np.concatenate(fill.tokens).sum()) * plan.budget.llm_tokens
+    assert computed == pytest.approx(made.llm_tokens / (1 - made.token_padding_share))
 
 
 def test_run_length_need_not_be_given(workshop: Workshop, tmp_path: Path, capsys) -> None:
