@@ -73,6 +73,12 @@ WORDINGS: Final[dict[str, tuple[str, ...]]] = {
         "Name the sound that the person makes in {language}:",
         "Which human vocal sound is heard? Answer with keywords in {language}:",
     ),
+    # Ours: which words stood for sound events in general is not public.
+    "sound": (
+        "Classify the sound in {language}:",
+        "Name the sound that is heard in {language}:",
+        "What makes this sound? Answer with keywords in {language}:",
+    ),
     # No official wording is public for captions of other kinds and for questions.
     "caption": (
         "Generate the caption in {language}:",
