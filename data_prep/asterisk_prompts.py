@@ -181,8 +181,8 @@ def prepare(args: argparse.Namespace) -> None:
     prompts = [_within(prompt, args.max_seconds) for prompt in find_prompts(unpacked)]
     for split in reversed(SPLITS):
         name = f"asterisk_pretrain_{split}"
-        options = SetOptions(
-            directory=args.output / name,
+        options = SetOptions.from_arguments(
+            args,
             name=name,
             split=split,
             license="CC-BY-SA-3.0",
@@ -193,8 +193,6 @@ def prepare(args: argparse.Namespace) -> None:
                 "translate_share": args.translate_share,
                 "max_seconds": args.max_seconds,
             },
-            limit=args.limit,
-            workers=args.workers,
         )
         write_dataset(samples_of(prompts, split, args.translate_share), read_g722, options)
 

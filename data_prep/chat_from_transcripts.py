@@ -14,7 +14,6 @@ import argparse
 import functools
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from qwen_audio_train.prompts import chat_forms
@@ -84,14 +83,12 @@ def prepare(args: argparse.Namespace) -> None:
     """Write ``<name with pretrain replaced by chat>`` beside the other sets."""
     shards = ShardSet.open(args.input)
     name = shards.name.replace("pretrain", "chat") if "pretrain" in shards.name else f"{shards.name}_chat"
-    options = SetOptions(
-        directory=Path(args.output) / name,
+    options = SetOptions.from_arguments(
+        args,
         name=name,
         split=shards.split,
         license="as its clips",
         recipe={"corpus": "chat_from_transcripts", "revision": REVISION, "input": shards.fingerprint},
-        limit=args.limit,
-        workers=args.workers,
     )
     write_dataset(samples_of(shards), read_clip_of, options)
 

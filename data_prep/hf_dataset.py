@@ -114,14 +114,12 @@ def prepare(args: argparse.Namespace) -> None:
         "text_language",
     )
     args.name = args.name or "_".join(filter(None, (Path(args.dataset).name, args.config, args.dataset_split)))
-    options = SetOptions(
-        directory=args.output / args.name,
+    options = SetOptions.from_arguments(
+        args,
         name=args.name,
         split=args.split,
         license=args.license,
         recipe={"corpus": "hf_dataset", "revision": REVISION, **{name: getattr(args, name) for name in names}},
-        limit=args.limit,
-        workers=args.workers,
         samples_per_shard=SAMPLES_PER_SHARD,
     )
     write_dataset(samples_of(args), read_row_audio, options)

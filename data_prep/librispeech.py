@@ -59,14 +59,12 @@ def prepare(args: argparse.Namespace) -> None:
     for split in splits:
         name = f"librispeech_{split.replace('-', '_')}"
         recipe = {"corpus": "librispeech", "revision": REVISION, "split": split}
-        options = SetOptions(
-            directory=args.output / name,
+        options = SetOptions.from_arguments(
+            args,
             name=name,
             split=split.partition("-")[0],
             license="CC-BY-4.0",
             recipe=recipe,
-            limit=args.limit,
-            workers=args.workers,
         )
         write_dataset(samples_of(root, split), read_audio_file, options)
 

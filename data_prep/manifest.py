@@ -158,14 +158,12 @@ def prepare(args: argparse.Namespace) -> None:
         "split": args.split,
         "license": args.license,
     }
-    options = SetOptions(
-        directory=args.output / args.name,
+    options = SetOptions.from_arguments(
+        args,
         name=args.name,
         split=args.split,
         license=args.license,
         recipe=recipe,
-        limit=args.limit,
-        workers=args.workers,
         on_bad=args.on_bad,
     )
     write_dataset(samples_of(args), read_audio_file, options)

@@ -118,8 +118,8 @@ def prepare(args: argparse.Namespace) -> None:
     if candidates is not None:
         name += "_sampled"
     digest = zlib.crc32(args.candidates.read_bytes()) if args.candidates else None
-    options = SetOptions(
-        directory=Path(args.output) / name,
+    options = SetOptions.from_arguments(
+        args,
         name=name,
         split=shards.split,
         license="as its clips",
@@ -129,8 +129,6 @@ def prepare(args: argparse.Namespace) -> None:
             "input": shards.fingerprint,
             "candidates_crc32": digest,
         },
-        limit=args.limit,
-        workers=args.workers,
     )
     write_dataset(pairs_of(shards, candidates), read_clip_of, options)
 

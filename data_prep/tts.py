@@ -206,14 +206,12 @@ def prepare(args: argparse.Namespace) -> None:
     digest = hashlib.sha256(PROMPTS.read_bytes()).hexdigest()
     for split in SPLITS:
         name = f"tts_pretrain_{split}"
-        options = SetOptions(
-            directory=args.output / name,
+        options = SetOptions.from_arguments(
+            args,
             name=name,
             split=split,
             license="CC0-1.0",
             recipe={"corpus": "tts", "revision": REVISION, "wheel": wheel.name, "prompts": digest},
-            limit=args.limit,
-            workers=args.workers,
             on_bad="raise",
         )
         write_dataset(samples_of(prompts, folder, split), read_clip, options)

@@ -86,7 +86,7 @@ def _read_mono(file: soundfile.SoundFile, max_seconds: float) -> Samples:
     limit = int(max_seconds * file.samplerate)
     blocks: list[Samples] = []
     num_read = 0
-    for block in _blocks(file):
+    for block in _blocks(file, limit):
         num_read += len(block)
         if num_read > limit:
             raise ValueError(f"more than {max_seconds:g} s of audio")
@@ -97,9 +97,10 @@ def _read_mono(file: soundfile.SoundFile, max_seconds: float) -> Samples:
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
 
-def _blocks(file: soundfile.SoundFile) -> Iterator[Samples]:
-    # Block by block, so that a header that lies about its length cannot make us allocate it.
-    block_length = READ_SECONDS * file.samplerate
+def _blocks(file: soundfile.SoundFile, limit: int) -> Iterator[Samples]:
+    # Block by block, so that a header that lies about its length cannot make us allocate it. Not mp3: soundfile seeks
+    # after every read, and after a seek the first frames of an mp3 are wrong.
+    block_length = limit + 1 if file.format in CONTAINERS["mp3"] else READ_SECONDS * file.samplerate
     while True:
         block = file.read(block_length, dtype="float32", always_2d=True)
         if len(block):

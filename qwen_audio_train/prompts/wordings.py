@@ -43,6 +43,12 @@ LANGUAGES: Final[dict[str, str]] = {
     "ca": "Catalan",
     "be": "Belarusian",
     "bg": "Bulgarian",
+    "cy": "Welsh",
+    "et": "Estonian",
+    "lv": "Latvian",
+    "mn": "Mongolian",
+    "sl": "Slovenian",
+    "ta": "Tamil",
 }
 
 WORDINGS: Final[dict[str, tuple[str, ...]]] = {

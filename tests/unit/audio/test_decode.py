@@ -110,3 +110,13 @@ def test_refuses_absurd_headers() -> None:
         decode_audio(buffer.getvalue(), "wav")
     with pytest.raises(ValueError, match="384000 Hz"):
         decode_audio(encode(np.zeros(10), "wav", 384_000), "wav")
+
+
+@pytest.mark.parametrize(("encoding", "subtype"), [("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS"), ("opus", "OPUS")])
+def test_a_lossy_clip_over_ten_seconds_has_no_seams(encoding: str, subtype: str) -> None:
+    t = np.arange(12 * 16_000) / 16_000
+    sweep = (0.3 * np.sin(2 * np.pi * (200 + 40 * t) * t)).astype(np.float32)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, sweep, 16_000, format="MP3" if encoding == "mp3" else "OGG", subtype=subtype)
+    at_once, _ = soundfile.read(io.BytesIO(buffer.getvalue()), dtype="float32")
+    np.testing.assert_allclose(decode_audio(buffer.getvalue(), encoding), at_once, atol=1e-6)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import soundfile
+
+from qwen_audio_train.shards.reader import ShardSet
 
 
 def tone(num_samples: int, seed: int = 0) -> np.ndarray:
@@ -21,3 +25,26 @@ def write_audio() -> Callable[..., Path]:
         return path
 
     return write
+
+
+def texts_of(folder: Path) -> dict[str, str]:
+    """Key -> text of a pretraining set, which is opened, and every clip of it decoded."""
+    shards = ShardSet.open(folder)
+    records = [shards.record(i) for i in range(len(shards))]
+    for record in records:
+        shards.read_clip(record.clips[0], record.origin)
+    return {record.origin.key: record.text for record in records}
+
+
+def skipped_of(folder: Path) -> dict[str, str]:
+    """Key -> reason of what a set left out."""
+    path = folder / "skipped.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    assert json.loads((folder / "dataset.json").read_bytes())["num_skipped"] == len(entries)
+    return {entry["key"]: entry["reason"] for entry in entries}
+
+
+def run(module: ModuleType, source: Path, output: Path, *more: str) -> None:
+    """Prepare a corpus as its command line does, in this process."""
+    command = ["--input", str(source), "--output", str(output), "--workers", "0", *more]
+    module.prepare(module.build_parser().parse_args(command))

@@ -61,7 +61,14 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
     for language in ("fr", "it", "ru"):
         write_language(unpacked, language, f"{TRAIN}: {language} text\n", {TRAIN: (4000, 10 + ord(language[0]))})
     return argparse.Namespace(
-        input=debs, output=tmp_path / "out", limit=None, workers=0, translate_share=1.0, max_seconds=None
+        input=debs,
+        output=tmp_path / "out",
+        limit=None,
+        workers=0,
+        part=None,
+        finish=False,
+        translate_share=1.0,
+        max_seconds=None,
     )
 
 
