@@ -61,5 +61,10 @@ def prepare(args: argparse.Namespace) -> None:
     write_splits(separate(samples_of(unpacked / VOICE)), "festvox_ru", args, license=LICENSE, recipe=recipe)
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """The shared arguments."""
+    return corpus_arguments(__doc__.splitlines()[0], package_arguments_help(), input_required=False)
+
+
 if __name__ == "__main__":
-    run_corpus(prepare, corpus_arguments(__doc__.splitlines()[0], package_arguments_help(), input_required=False))
+    run_corpus(prepare, build_parser())

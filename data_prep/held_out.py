@@ -117,13 +117,11 @@ def write_splits(
             logger.info("%s: no samples for %s", corpus, split)
             continue
         name = f"{corpus}_pretrain_{split}"
-        options = SetOptions(
-            directory=args.output / name,
+        options = SetOptions.from_arguments(
+            args,
             name=name,
             split=split,
             license=license,
             recipe={"corpus": corpus, **recipe},
-            limit=args.limit,
-            workers=args.workers,
         )
         write_dataset(sorted(specs, key=lambda spec: zlib.crc32(spec.key.encode())), read_clip, options)

@@ -1,7 +1,7 @@
 """Which sound a file of a package is, by its name: the rules of data_prep/sounds.py, one table a package.
 
-Nobody has listened to every file. A rule is a pattern of the path inside the package (lower case, without its suffix) and
-a label; the first that matches wins, and a file without one is left out and counted. Labels are plain English words.
+Nobody has listened to every file. A rule is a pattern of the path inside the package (lower case, no suffix) and a
+label; the first that matches wins, and a file without one is left out and counted. Labels are plain English words.
 """
 
 from __future__ import annotations

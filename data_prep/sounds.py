@@ -2,8 +2,8 @@
 """Real sounds out of eight Debian packages (games, drum kits, a synthesiser), labelled by rules on their file names.
 
 Makes sounds_pretrain_{train,dev,test} for the task ``sound``. Where a label comes from several packages, the package
-with the fewest clips of it is the test of that label, so that no recording session is on both sides; else the split is by
-file name without its number. Rules: data_prep/sound_rules.py.
+with the fewest clips of it is the test of that label, so that no session is on both sides; else the split is by file
+name without its number. Rules: data_prep/sound_rules.py.
 
     python -m data_prep.sounds --output data
 """

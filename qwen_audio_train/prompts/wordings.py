@@ -49,6 +49,9 @@ LANGUAGES: Final[dict[str, str]] = {
     "mn": "Mongolian",
     "sl": "Slovenian",
     "ta": "Tamil",
+    "lt": "Lithuanian",
+    "gl": "Galician",
+    "sr": "Serbian",
 }
 
 WORDINGS: Final[dict[str, tuple[str, ...]]] = {
