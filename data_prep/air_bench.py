@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """AIR-Bench: {Chat,Foundation}/{part}_meta.json and {part}/{task_name}_{dataset_name}/{path}. Evaluation sets only.
 
-Makes air_bench_chat (the question as ``prompt``, the reference answer as ``text``, ``meta_info`` for the judge, which gets
-it in place of the audio) and air_bench_foundation (a choice of up to four; the right answer's words are ``text``; question,
-choices and letter stay in the metadata). Clips over 30 s and those that are missing are counted as left out.
+Makes air_bench_chat (the question as ``prompt``, the reference answer as ``text``, ``meta_info`` for the judge, which
+gets it in place of the audio) and air_bench_foundation (a choice of up to four; the right answer's words are ``text``;
+question, choices and letter stay in the metadata). Clips over 30 s and those that are missing are counted as left out.
 
     python -m data_prep.air_bench --input /corpora/AIR-Bench-Dataset --output data
 """
@@ -46,7 +46,7 @@ def read_by_content(path: str) -> tuple[bytes, str]:
 
 
 def find_clip(folder: Path, name: str) -> Path | None:
-    """The clip, or the one of the same stem: metadata says wav of files that are flac. None for none, or an outside one."""
+    """The clip, or the one of the same stem: metadata says wav of files that are flac. None for none or one outside."""
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         return None
     path = folder / name

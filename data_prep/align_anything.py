@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Align-Anything text-audio-to-text: preference pairs over audio, as local parquet files (CC-BY-NC-4.0).
 
-Assumed columns: prompt, response_1, response_2, overall_response (1 or 2: the better one), and the clip in audio_path or
-audio: encoded bytes {bytes, path}, samples {array, sampling_rate}, or a path below --audio. We have seen their names, not
-the files: anything else stops with the columns that are there. Makes align_anything_preference_train.
+Assumed columns: prompt, response_1, response_2, overall_response (1 or 2: the better one), and the clip in audio_path
+or audio: encoded bytes {bytes, path}, samples {array, sampling_rate}, or a path below --audio. We know their names and
+have not seen the files: anything else stops with the columns that are there. Makes align_anything_preference_train.
 
     python data_prep/align_anything.py --input /corpora/align-anything/text-audio-to-text --output data
 """

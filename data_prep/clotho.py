@@ -2,8 +2,8 @@
 """Clotho 2.1: a folder of 44.1 kHz wav files a split, clotho_captions_{split}.csv with five captions a file.
 
 Makes clotho_{train,dev,test} out of development, validation and evaluation, five samples a clip with ``clip_id`` in
-common. File names hold spaces, quotes and accents: they stand in ``clip_id``, and a hash of them in the key. Some systems
-unpack the accents in another Unicode form, so names are compared in one form.
+common. File names hold spaces, quotes and accents: they stand in ``clip_id``, and a hash of them in the key. Some
+systems unpack the accents in another Unicode form, so names are compared in one form.
 
     python -m data_prep.clotho --input /corpora/clotho --output data
 """
@@ -52,7 +52,7 @@ def samples_of(table: Path, audio: Path) -> Iterator[SampleSpec]:
                     "clip_id": name,
                 }
                 problem = None if path else "captions without a recording"
-                key = f"{key_of(name.removesuffix('.wav')[:60], name)[-60:].strip('/')}/{caption[-1]}"
+                key = key_of(name.removesuffix(".wav"), caption[-1])
                 yield SampleSpec(key, metadata, (str(path),), problem=problem)
 
 

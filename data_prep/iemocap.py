@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""IEMOCAP: Session{1..5}/sentences/wav/{dialog}/{utterance}.wav, labels and transcripts per dialogue (licence by request).
+"""IEMOCAP: Session{1..5}/sentences/wav/{dialog}/{utterance}.wav, labels and texts per dialogue (licence by request).
 
 Makes iemocap_session{1..5}, one set a session, because it is evaluated by leaving a session (two speakers) out: choose
 the sets to train on and the one to test on. Emotion follows the four-class convention (excited counts as happy); other
