@@ -2,8 +2,8 @@
 r"""WavCaps: json_files/{source}/*_final.json and unpacked flac, one folder a source (academic use only).
 
 Makes wavcaps_{audioset,bbc,freesound,soundbible}_train. The ids of --blacklists (JSON files: a list of ids, or an
-object of lists) overlap with AudioCaps, Clotho and ESC-50 and are left out. So are clips over 30 s, by the stated duration and before
-anything is read: captions describe whole clips, so cutting one would leave its caption untrue.
+object of lists) overlap with AudioCaps, Clotho and ESC-50 and are left out. So are clips over 30 s, by the stated
+duration and before anything is read: captions describe whole clips, so cutting one would leave its caption untrue.
 
     python data_prep/wavcaps.py --input /corpora/WavCaps --blacklists /corpora/WavCaps/json_files/blacklist/*.json \
         --output data
