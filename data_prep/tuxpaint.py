@@ -84,7 +84,8 @@ def samples_of(root: Path) -> Iterator[Candidate]:
                 "voice": f"{code} volunteer",
             }
             spec = SampleSpec(key_of(task, language, stem), metadata, (str(path),), reason)
-            yield Candidate(bucket_split(normal_text(english)), spec)
+            # What has no text is left out anyway, and must not make a set of nothing else.
+            yield Candidate(bucket_split(normal_text(english)) if english else "train", spec)
 
 
 def prepare(args: argparse.Namespace) -> None:

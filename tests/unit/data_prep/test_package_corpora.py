@@ -113,11 +113,8 @@ def test_tuxpaint(tmp_path: Path, unpacked: Callable[..., Path], write_audio: Wr
     (root / "symbols" / "math" / "7.txt").write_text("Seven.\nde.utf8=Sieben.\n", encoding="utf-8")
     run(tuxpaint, tmp_path / "debs", tmp_path / "out")
     found = {key: text for texts in sets_of(tmp_path, "tuxpaint").values() for key, text in texts.items()}
-    assert found == {
-        "transcribe/fr/animals/cat_desc_fr-" + key_tail(found, "fr/animals"): "Un chat.",
-        "translate/fr/animals/cat_desc_fr-" + key_tail(found, "fr/animals", "translate"): "A cat.",
-        **{key: text for key, text in found.items() if "/fr/" not in key},
-    }
+    assert [text for key, text in found.items() if key.startswith("transcribe/fr/")] == ["Un chat."]
+    assert [text for key, text in found.items() if key.startswith("translate/fr/")] == ["A cat."]
     assert sorted(found.values()) == sorted(
         ["Un chat.", "A cat.", "Um gato.", "A cat.", "En kat.", "A cat.", "A cat.", "Seven.", "Sieben.", "Seven."]
     )
@@ -127,10 +124,6 @@ def test_tuxpaint(tmp_path: Path, unpacked: Callable[..., Path], write_audio: Wr
         "no text file beside the recording",
         "no text in the language of the recording: nl",
     ]
-
-
-def key_tail(found: dict[str, str], part: str, task: str = "transcribe") -> str:
-    return next(key for key in found if key.startswith(f"{task}/{part}")).rpartition("-")[2]
 
 
 def test_festvox_ru(tmp_path: Path, unpacked: Callable[..., Path], write_audio: WriteAudio) -> None:
