@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from qwen_audio_train.shards.contract import MAX_KEY_CHARACTERS
 from qwen_audio_train.shards.prepare import ReadClip, SampleSpec, SetOptions, read_audio_file, write_dataset
 
@@ -82,12 +84,24 @@ def separate(candidates: Iterable[Candidate], *, holds_out_texts: bool = True) -
 def _twin(candidate: Candidate, twins: dict[str, Candidate], digests: dict[str, str]) -> str | None:
     path = str(candidate.spec.clips[0])
     if path not in digests:
-        digests[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        digests[path] = audio_digest(Path(path))
     twin = twins.setdefault(digests[path], candidate)
     if str(twin.spec.clips[0]) == path:
         return None
     where = "in the same set" if twin.split == candidate.split else f"in {twin.split}"
     return f"same audio {where}: {twin.spec.key}"
+
+
+def audio_digest(path: Path) -> str:
+    """Of the decoded audio where there is any: Tux Paint has one recording in ogg files of different bytes."""
+    digest = hashlib.sha256()
+    try:
+        for block in soundfile.blocks(str(path), blocksize=1 << 16, dtype="int16"):
+            digest.update(block.tobytes())
+    except soundfile.LibsndfileError:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    empty = digest.digest() == hashlib.sha256().digest()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if empty else digest.hexdigest()
 
 
 def _text_elsewhere(candidate: Candidate, splits_of_text: dict[tuple[Any, ...], str]) -> str | None:

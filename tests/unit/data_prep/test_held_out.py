@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.held_out import Candidate, bucket_split, key_of, normal_text, separate
@@ -26,6 +27,13 @@ def test_one_recording_stays_in_test(tmp_path: Path) -> None:
     test = write(tmp_path / "b.ogg", b"same")
     found = separate([candidate("train", train, "x"), candidate("test", test, "y"), candidate("train", test, "z")])
     assert reasons(found) == ["same audio in test: b", None, None]
+
+
+def test_one_recording_in_two_encodings_stays_in_test(tmp_path: Path, write_audio: Callable[..., Path]) -> None:
+    train, test = write_audio(tmp_path / "a.wav"), write_audio(tmp_path / "b.flac")
+    assert train.read_bytes() != test.read_bytes()
+    found = separate([candidate("train", train, "x"), candidate("test", test, "y")])
+    assert reasons(found) == ["same audio in test: b", None]
 
 
 def test_two_tasks_of_one_path_are_no_duplicates(tmp_path: Path) -> None:
