@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import soundfile
+
 from data_prep.held_out import Candidate, bucket_split, key_of, normal_text, separate
 from qwen_audio_train.shards.contract import key_problem
 from qwen_audio_train.shards.prepare import SampleSpec
@@ -30,7 +32,8 @@ def test_one_recording_stays_in_test(tmp_path: Path) -> None:
 
 
 def test_one_recording_in_two_encodings_stays_in_test(tmp_path: Path, write_audio: Callable[..., Path]) -> None:
-    train, test = write_audio(tmp_path / "a.wav"), write_audio(tmp_path / "b.flac")
+    train, test = write_audio(tmp_path / "a.wav"), tmp_path / "b.flac"
+    soundfile.write(test, soundfile.read(train, dtype="int16")[0], 16_000)
     assert train.read_bytes() != test.read_bytes()
     found = separate([candidate("train", train, "x"), candidate("test", test, "y")])
     assert reasons(found) == ["same audio in test: b", None]
