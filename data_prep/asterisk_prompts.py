@@ -5,7 +5,7 @@ Makes pretraining sets asterisk_pretrain_{train,dev,test}: every clip transcribe
 English text of the same prompt exists. The split is by prompt, across all languages, and no clip that is in test is in
 another set, under whatever name.
 
-    python data_prep/asterisk_prompts.py --output data
+    python -m data_prep.asterisk_prompts --output data
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
-import logging
 import re
-import shutil
-import subprocess
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +21,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+from data_prep.debian_packages import fetch_and_unpack, package_arguments_help
 from qwen_audio_train.audio.decode import encode_flac
 from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ
-from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.shards.prepare import SampleSpec, SetOptions, corpus_arguments, run_corpus, write_dataset
-
-logger = logging.getLogger(__name__)
 
 REVISION = 1
 """Of this file's rules: raise it when they change what the sets hold."""
@@ -37,6 +32,10 @@ LICENSES = {"en": "CC-BY-SA-3.0", "es": "CC-BY-SA-3.0", "fr": "CC-BY-SA-3.0", "i
 SPLITS = ("test", "dev", "train")
 """In the order in which a clip that occurs in several is kept."""
 MIN_SECONDS = 0.1
+REMEDY = (
+    "on a system without apt give a folder of the .deb files by --input, or use the second choice, synthesised speech: "
+    "data=tts"
+)
 G722_BITS_PER_SECOND = 64_000
 
 LINE = re.compile(r"([A-Za-z0-9_\-./+]+)\s*:\s*(.*)")
@@ -71,41 +70,6 @@ def split_of(prompt_id: str) -> str:
 def package_names() -> list[str]:
     """Transcripts are in the base packages, recordings at 16 kHz in the g722 ones."""
     return [f"asterisk-core-sounds-{language}{kind}" for language in LICENSES for kind in ("", "-g722")]
-
-
-def fetch_packages(folder: Path) -> None:
-    """Download what is missing of the packages into ``folder``."""
-    missing = [name for name in package_names() if not any(folder.glob(f"{name}_*.deb"))]
-    if not missing:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    logger.info("downloading %d Debian packages (about 55 MB) into %s", len(missing), folder)
-    try:
-        subprocess.run(["apt-get", "download", *missing], cwd=folder, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        raise ConfigError(
-            f"apt-get download did not get {missing[0]} ... ({error}); on a system without apt give a "
-            "folder of the .deb files by --input, or use the second choice, synthesised speech: data=tts"
-        ) from error
-
-
-def unpack_packages(debs: Path, folder: Path) -> None:
-    """Unpack the packages of ``debs``, each into its own folder below ``folder``."""
-    if shutil.which("dpkg-deb") is None:
-        raise ConfigError(
-            "dpkg-deb is not installed, so .deb files cannot be unpacked; use the second choice, data=tts"
-        )
-    for name in package_names():
-        found = sorted(debs.glob(f"{name}_*.deb"))
-        if not found:
-            raise ConfigError(f"'{debs}' holds no {name}_*.deb; leave --input out to have it downloaded")
-        if (folder / name).exists():
-            continue
-        partial = folder / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        subprocess.run(["dpkg-deb", "-x", str(found[-1]), str(partial)], check=True)
-        partial.rename(folder / name)
 
 
 def read_transcripts(folder: Path, language: str) -> dict[str, str]:
@@ -213,13 +177,8 @@ def read_g722(path: str) -> tuple[bytes, str]:
 
 def prepare(args: argparse.Namespace) -> None:
     """Fetch, unpack, and write the three sets."""
-    debs = args.input or args.output / "cache" / "asterisk_debs"
-    if args.input is None:
-        fetch_packages(debs)
-    unpacked = args.output / "cache" / "asterisk_unpacked"
-    unpack_packages(debs, unpacked)
+    unpacked, versions = fetch_and_unpack(package_names(), "asterisk", args, remedy=REMEDY)
     prompts = [_within(prompt, args.max_seconds) for prompt in find_prompts(unpacked)]
-    versions = sorted(deb.name for name in package_names() for deb in debs.glob(f"{name}_*.deb"))
     for split in reversed(SPLITS):
         name = f"asterisk_pretrain_{split}"
         options = SetOptions.from_arguments(
@@ -239,8 +198,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    input_help = "folder of the .deb files (default: download them by apt-get into OUTPUT/cache)"
-    parser = corpus_arguments(__doc__.splitlines()[0], input_help, input_required=False)
+    parser = corpus_arguments(__doc__.splitlines()[0], package_arguments_help(), input_required=False)
     parser.add_argument("--translate-share", type=float, default=1.0, help="share of the training translations to make")
     parser.add_argument("--max-seconds", type=float, help="leave out (and list) longer recordings, in every set")
     run_corpus(prepare, parser)

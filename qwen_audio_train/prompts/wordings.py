@@ -49,6 +49,9 @@ LANGUAGES: Final[dict[str, str]] = {
     "mn": "Mongolian",
     "sl": "Slovenian",
     "ta": "Tamil",
+    "lt": "Lithuanian",
+    "gl": "Galician",
+    "sr": "Serbian",
 }
 
 WORDINGS: Final[dict[str, tuple[str, ...]]] = {
@@ -78,6 +81,12 @@ WORDINGS: Final[dict[str, tuple[str, ...]]] = {
         "Classify the human vocal sound to VocalSound in {language}:",
         "Name the sound that the person makes in {language}:",
         "Which human vocal sound is heard? Answer with keywords in {language}:",
+    ),
+    # Ours: which words stood for sound events in general is not public.
+    "sound": (
+        "Classify the sound in {language}:",
+        "Name the sound that is heard in {language}:",
+        "What makes this sound? Answer with keywords in {language}:",
     ),
     # No official wording is public for captions of other kinds and for questions.
     "caption": (

@@ -131,18 +131,13 @@ def test_clean_text(raw: str, clean: str) -> None:
     assert asterisk.clean_text(raw) == clean
 
 
-def test_says_what_to_do_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_says_what_to_do_without_apt(arguments: argparse.Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(arguments.input))
     with pytest.raises(ConfigError, match="data=tts"):
-        asterisk.fetch_packages(tmp_path / "debs")
+        asterisk.prepare(arguments)
+    arguments.input = None
     with pytest.raises(ConfigError, match="data=tts"):
-        asterisk.unpack_packages(tmp_path, tmp_path / "out")
-
-
-def test_says_which_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asterisk.shutil, "which", lambda name: name)
-    with pytest.raises(ConfigError, match=r"holds no asterisk-core-sounds-en_\*\.deb"):
-        asterisk.unpack_packages(tmp_path, tmp_path / "out")
+        asterisk.prepare(arguments)
 
 
 def test_long_recordings_are_marked_with_their_length(tmp_path: Path) -> None:
