@@ -161,11 +161,8 @@ class Renderer:
             raise SampleError(record.origin, "'text' is empty: nothing to learn from")
         self._special.refuse(record.text, "'text'", record.origin)
         if record.task == TEXT_TASK:
-            return [
-                *self._text_prompt(record),
-                _Piece(record.text, supervised=True),
-                _Piece(END_OF_TEXT, repeat=1, supervised=True),
-            ]
+            target = [_Piece(record.text, supervised=True), _Piece(END_OF_TEXT, repeat=1, supervised=True)]
+            return [*self._text_prompt(record), *target]
         script, task = self._pretrain_prompt(record, wording)
         if task.target_tag is not None:
             script.append(_Piece(self._tag(task.target_tag, record.origin), repeat=1, supervised=True))
@@ -274,10 +271,8 @@ def _audio(num_tokens: int) -> _Script:
 
 def _clip_tokens(num_samples: int, clip: int, origin: Origin) -> int:
     if num_samples < MIN_CLIP_SAMPLES:
-        raise SampleError(
-            origin,
-            f"clip {clip} has {num_samples} samples; one audio token needs {MIN_CLIP_SAMPLES} at 16 kHz: drop it",
-        )
+        least = f"one audio token needs {MIN_CLIP_SAMPLES} at 16 kHz: drop it"
+        raise SampleError(origin, f"clip {clip} has {num_samples} samples; {least}")
     if num_samples > MAX_CLIP_SAMPLES:
         raise SampleError(
             origin,

@@ -1,4 +1,4 @@
-"""4 ranks with 2 workers each, killed; 2 ranks without workers, killed; 8 ranks with one: one run, sample for sample."""
+"""4 ranks with 2 workers each, killed; 2 without workers, killed; 8 with one: one run, sample for sample."""
 
 from __future__ import annotations
 

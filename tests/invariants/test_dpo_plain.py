@@ -125,12 +125,12 @@ def test_loss_rewards_and_gradients_equal_a_plain_stock_computation(workshop, tm
 
     terms, rewards = [], {"chosen": [], "rejected": []}
     for sample in SAMPLES:
-        record = builder.shards.record(sample)
+        record = builder.sources[0].shards.record(sample)
         ratios = {}
         for side, answer in (("chosen", record.chosen), ("rejected", record.rejected)):
             with torch.no_grad():
-                base = stock_log_prob(reference, processor, builder.shards, record, answer)
-            ratios[side] = BETA * (stock_log_prob(policy, processor, builder.shards, record, answer) - base)
+                base = stock_log_prob(reference, processor, builder.sources[0].shards, record, answer)
+            ratios[side] = BETA * (stock_log_prob(policy, processor, builder.sources[0].shards, record, answer) - base)
             rewards[side].append(float(ratios[side].detach()))
         terms.append(-logsigmoid(ratios["chosen"] - ratios["rejected"]))
     expected = sum(terms) / len(terms)
@@ -192,7 +192,7 @@ def test_text_only_pairs_equal_trl_with_the_stock_model(workshop, tmp_path):
     ours.batches = FixedBatches([builder.build([Draw(0, i, 0) for i in TEXT_ONLY])], ours.batches.plan, num_steps=2)
     ours.train()
 
-    pairs = [builder.renderer.render_preference(builder.shards.record(sample)) for sample in TEXT_ONLY]
+    pairs = [builder.renderer.render_preference(builder.sources[0].shards.record(sample)) for sample in TEXT_ONLY]
     rows = [
         {
             "prompt_ids": pair.prompt.input_ids.tolist(),

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from qwen_audio_train.pipeline.batches import Draw
+
 CUTS = {
     "one bin": [0, 4],
     "four bins": [0, 1, 2, 3, 4],

@@ -108,6 +108,8 @@ def test_filters_keep_their_samples_with_their_own_numbers(configured, front, fo
     assert {shards.record(number).task for number in seen} == {"translate"}
     lengths = batches.plan.sources[0].lengths
     assert isinstance(lengths.llm_tokens.base, np.memmap)
+    batch = batches.builder.build([Draw(0, 2, 0)])
+    assert shards.record(wanted[2]).text in front.tokenizer.decode(batch["input_ids"][0])
     renders = Renderer(front.tokenizer).render_many([shards.record(i) for i in kept])
     assert lengths.llm_tokens.tolist() == [len(rendered.input_ids) for rendered in renders]
 
