@@ -2,13 +2,15 @@
 
 libsndfile decodes what is there and calls it the file. So a recording that lost its end in a copy would be measured,
 checksummed and trained on as a shorter one, with the whole recording's text. Here its own headers are believed instead.
-An MP3 without a frame count (no Xing header) and a WAV that was streamed to a pipe cannot tell; nothing can.
+A WAV that was streamed to a pipe, and an MP3 without a frame count that was cut between two frames, cannot tell.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+
+from qwen_audio_train.audio.mpeg import with_frame_count
 
 STREAMED_BYTES = 0x7FFFF000
 """WAV sizes from here on mean 'until the end': the writer could not seek back (sox 0x7ffff000, ffmpeg 0xffffffff)."""
@@ -19,7 +21,7 @@ FLAC_STREAMINFO_END = 42
 
 
 def whole_container(data: bytes, encoding: str) -> bytes:
-    """``data``, ready to decode: a streamed WAV gets the length that its header lacks.
+    """``data``, ready to decode: a streamed WAV and an uncounted MP3 get the length that their headers lack.
 
     Raises:
         ValueError: the container says that something of it is missing, damaged, or more than one recording.
@@ -32,9 +34,7 @@ def whole_container(data: bytes, encoding: str) -> bytes:
         num_samples = int.from_bytes(data[21:26], "big") & ((1 << 36) - 1)
         if num_samples == 0:
             raise ValueError("flac without its number of samples (written to a pipe?): encode it to a file")
-    if encoding == "mp3" and not data:
-        raise ValueError("0 bytes")
-    return data
+    return with_frame_count(data) if encoding == "mp3" else data
 
 
 def _whole_wav(data: bytes) -> bytes:

@@ -46,8 +46,6 @@ MAX_SAMPLING_RATE_HZ = 192_000
 MAX_PEAK = 16.0
 """Full scale is 1. Float files may exceed it a little; values in units of an integer format are a mistake."""
 READ_SECONDS = 10
-MP3_HEAD_BYTES = 64 << 10
-"""The Xing frame is the first, but may come after an ID3 tag with a picture."""
 
 
 def decode_audio(data: bytes, encoding: str, *, max_seconds: float = MAX_DECODED_SECONDS) -> Samples:
@@ -62,7 +60,7 @@ def decode_audio(data: bytes, encoding: str, *, max_seconds: float = MAX_DECODED
     try:
         with soundfile.SoundFile(io.BytesIO(whole_container(data, encoding))) as file:
             _check_container(file, encoding)
-            mono = _read_mono(file, max_seconds, has_stated_length=_states_length(data, file.format))
+            mono = _read_mono(file, max_seconds)
             rate_hz = file.samplerate
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{len(data)} bytes do not decode as {encoding}: {error.error_string}") from error
@@ -99,13 +97,6 @@ def _check_container(file: soundfile.SoundFile, encoding: str) -> None:
         raise ValueError(f"sampling rate {file.samplerate} Hz; {MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz")
 
 
-def _states_length(data: bytes, container: str) -> bool:
-    """Whether the file says how many samples it holds (an MP3 only if it has a Xing or Info frame)."""
-    if container in CONTAINERS["mp3"]:
-        return b"Xing" in data[:MP3_HEAD_BYTES] or b"Info" in data[:MP3_HEAD_BYTES]
-    return True
-
-
 def _check_values(mono: Samples) -> None:
     if not np.isfinite(mono).all():
         raise ValueError("decoded audio holds values that are not finite")
@@ -114,7 +105,7 @@ def _check_values(mono: Samples) -> None:
         raise ValueError(f"peak of {peak:g} where full scale is 1: float audio in units of an integer format? Scale it")
 
 
-def _read_mono(file: soundfile.SoundFile, max_seconds: float, *, has_stated_length: bool) -> Samples:
+def _read_mono(file: soundfile.SoundFile, max_seconds: float) -> Samples:
     limit = int(max_seconds * file.samplerate)
     blocks: list[Samples] = []
     num_read = 0
@@ -124,7 +115,7 @@ def _read_mono(file: soundfile.SoundFile, max_seconds: float, *, has_stated_leng
             raise ValueError(f"more than {max_seconds:g} s of audio")
         blocks.append(block)
     # When fewer samples come out than the file states up front, its end was cut off.
-    if has_stated_length and num_read != file.frames:
+    if num_read != file.frames:
         raise ValueError(f"cut short: {num_read} of {file.frames} samples decoded")
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
