@@ -171,7 +171,7 @@ def _check_shard(
                 report.error("index and tar disagree; rebuild the index (scripts/index_shards.py --rebuild)")
                 index = None
         if whole:
-            found = {"num_samples": len(report.key_hashes), "num_clips": report.num_clips}
+            found: dict[str, Any] = {"num_samples": len(report.key_hashes), "num_clips": report.num_clips}
             found |= {"bytes": tar_path.stat().st_size, "sha256": sha256_of_file(tar_path)}
             for name, value in found.items():
                 if value != stated.get(name):
