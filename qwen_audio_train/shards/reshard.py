@@ -41,7 +41,7 @@ class Selection:
         return {"tasks": list(self.tasks), "languages": list(self.languages), "keys": keys, "drop": drop}
 
 
-def reshard(  # noqa: PLR0913
+def reshard(
     sources: Sequence[Path],
     directory: Path,
     name: str,
