@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from hydra.errors import HydraException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -39,8 +40,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--step", type=int, nargs="+", default=[0], help="steps, counted from 0 over all epochs")
     parser.add_argument("--world", type=int, default=1, help="number of ranks (default: %(default)s)")
     parser.add_argument("--rank", type=int, help="only this rank's bins (default: all ranks)")
-    parser.add_argument("overrides", nargs="*", help="after --: settings, as on the recipe's command line")
-    return parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:end])
+    options.overrides = given[end + 1 :]
+    return options
 
 
 def real_and_padded(sizes: IntArray, layout: str) -> tuple[int, int]:
@@ -101,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batches = stage_batches(config, Front(tokenizer, ANY_MEL_BINS), rank=0, world=1)
         for number in options.step:
             show_step(console, batches, number, options.rank, options.world)
-    except QwenAudioTrainError as error:
+    except (QwenAudioTrainError, HydraException) as error:
         Console(stderr=True).print(Text(str(error), style="red"))
         return 1
     return 0

@@ -18,7 +18,7 @@ def arguments(tmp_path: Path) -> list[str]:
         "data.cache_dir": tmp_path / "cache",
         "run.dir": tmp_path / "run",
         "run.epochs": 1,
-        "model.path": tmp_path / "tokenizer",
+        "model": "tiny",
         "batching.llm_tokens_per_bin": 400,
         "batching.encoder_frames_per_bin": 400,
         "batching.bins_per_step": 2,
@@ -53,3 +53,8 @@ def test_what_cannot_be_shown_is_one_sentence(
 ) -> None:
     assert main(["pretrain", *wrong, *arguments]) == 1
     assert capsys.readouterr().err
+
+
+def test_a_wrong_setting_is_no_traceback(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", *arguments, "data.trian=x"]) == 1
+    assert "data.trian" in capsys.readouterr().err
