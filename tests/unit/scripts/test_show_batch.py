@@ -20,7 +20,7 @@ def arguments(tmp_path: Path) -> list[str]:
         "run.epochs": 1,
         "model": "tiny",
         "batching.llm_tokens_per_bin": 400,
-        "batching.encoder_frames_per_bin": 400,
+        "batching.encoder_frames_per_bin": 1500,
         "batching.bins_per_step": 2,
         "batching.window_samples": 24,
         "tracking.progress_bar": False,
