@@ -55,7 +55,7 @@ def samples_of(root: Path, split: str, names: dict[str, str]) -> Iterator[Sample
             problem = f"label {entry['labels']!r} ({label or 'unknown'}) of a file named {file_name}"
         metadata = {
             "task": "vocal_sound",
-            "audio_language": "en",
+            "audio_language": "zxx",  # no linguistic content (ISO 639)
             "text_language": "en",
             "text": label,
             "source": "vocalsound",

@@ -1,5 +1,5 @@
-"""Rewrite the composed configurations that tests/golden/ keeps: run after a wanted change of a default, then look at
-the difference (`git diff tests/golden`) as a user of that recipe would.
+"""Rewrite the composed configurations that tests/golden/ keeps, and the table of bad data in docs/: run after a wanted
+change of a default or of a row, then look at the difference (`git diff tests/golden docs`) as a user would.
 
     python scripts/update_golden.py
 """
@@ -12,6 +12,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from qwen_audio_train.config.load import CONFIG_DIR, SCHEMAS, register_schemas
+from tests.invariants import test_bad_data as bad_data
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 
@@ -24,8 +25,8 @@ def composed_primaries() -> dict[str, str]:
 
 
 def main() -> None:
-    for name, text in composed_primaries().items():
-        path = GOLDEN / name
+    texts = {GOLDEN / name: text for name, text in composed_primaries().items()}
+    for path, text in {**texts, bad_data.DOCS: bad_data.table()}.items():
         changed = not path.exists() or path.read_text(encoding="utf-8") != text
         path.write_text(text, encoding="utf-8")
         print(f"{'rewritten' if changed else 'unchanged'}  {path}")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from qwen_audio_train.audio.containers import whole_container
 from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ
 
 Samples = npt.NDArray[np.float32]
@@ -28,10 +29,22 @@ CONTAINERS = {
 }
 """Encodings that may be decoded, and the names libsndfile gives their containers."""
 
+CODECS = {
+    "flac": frozenset({"PCM_S8", "PCM_16", "PCM_24"}),
+    "wav": frozenset({"PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}),
+    "mp3": frozenset({"MPEG_LAYER_III"}),
+    "ogg": frozenset({"VORBIS", "OPUS"}),
+    "opus": frozenset({"OPUS"}),
+}
+"""What may lie in each, by libsndfile's names. Block codecs of WAV (ADPCM, GSM) are out: they pad the true length."""
+
 MAX_DECODED_SECONDS = 600.0
 """Far above the 30 s a clip may last in training, far below what exhausts memory: a small file can decode to hours."""
 MAX_CHANNELS = 8
+MIN_SAMPLING_RATE_HZ = 4_000
 MAX_SAMPLING_RATE_HZ = 192_000
+MAX_PEAK = 16.0
+"""Full scale is 1. Float files may exceed it a little; values in units of an integer format are a mistake."""
 READ_SECONDS = 10
 
 
@@ -39,20 +52,19 @@ def decode_audio(data: bytes, encoding: str, *, max_seconds: float = MAX_DECODED
     """Decode to float32 mono at 16 kHz, shape (num_samples,); channels are averaged, other rates resampled (soxr HQ).
 
     Raises:
-        ValueError: encoding not allowed, bytes of another container, damaged or cut bytes, not-finite values, or more
-            than ``max_seconds`` of audio.
+        ValueError: encoding not allowed, bytes of another container or codec, damaged or cut bytes, values that are not
+            finite or far beyond full scale, or more than ``max_seconds`` of audio.
     """
     if encoding not in CONTAINERS:
         raise ValueError(f"encoding '{encoding}' is not one of {', '.join(CONTAINERS)}")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(io.BytesIO(whole_container(data, encoding))) as file:
             _check_container(file, encoding)
             mono = _read_mono(file, max_seconds)
             rate_hz = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{len(data)} bytes do not decode as {encoding}: {error}") from error
-    if not np.isfinite(mono).all():
-        raise ValueError("decoded audio holds values that are not finite")
+        raise ValueError(f"{len(data)} bytes do not decode as {encoding}: {error.error_string}") from error
+    _check_values(mono)
     if rate_hz == SAMPLING_RATE_HZ:
         return mono
     return np.asarray(soxr.resample(mono, rate_hz, SAMPLING_RATE_HZ, quality="HQ"), dtype=np.float32)
@@ -76,10 +88,21 @@ def encode_flac(samples: npt.NDArray[np.floating]) -> bytes:
 def _check_container(file: soundfile.SoundFile, encoding: str) -> None:
     if file.format not in CONTAINERS[encoding]:
         raise ValueError(f"bytes named {encoding} are {file.format}")
+    if file.subtype not in CODECS[encoding]:
+        allowed = ", ".join(sorted(CODECS[encoding]))
+        raise ValueError(f"{encoding} of codec {file.subtype}; allowed are {allowed}: convert it to flac")
     if file.channels > MAX_CHANNELS:
         raise ValueError(f"{file.channels} channels; at most {MAX_CHANNELS}")
-    if not 0 < file.samplerate <= MAX_SAMPLING_RATE_HZ:
-        raise ValueError(f"sampling rate {file.samplerate} Hz; at most {MAX_SAMPLING_RATE_HZ} Hz")
+    if not MIN_SAMPLING_RATE_HZ <= file.samplerate <= MAX_SAMPLING_RATE_HZ:
+        raise ValueError(f"sampling rate {file.samplerate} Hz; {MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz")
+
+
+def _check_values(mono: Samples) -> None:
+    if not np.isfinite(mono).all():
+        raise ValueError("decoded audio holds values that are not finite")
+    peak = float(np.abs(mono).max(initial=0.0))
+    if peak > MAX_PEAK:
+        raise ValueError(f"peak of {peak:g} where full scale is 1: float audio in units of an integer format? Scale it")
 
 
 def _read_mono(file: soundfile.SoundFile, max_seconds: float) -> Samples:
@@ -91,8 +114,8 @@ def _read_mono(file: soundfile.SoundFile, max_seconds: float) -> Samples:
         if num_read > limit:
             raise ValueError(f"more than {max_seconds:g} s of audio")
         blocks.append(block)
-    # A FLAC states its length up front; when fewer samples come out, its end was cut off.
-    if file.format == "FLAC" and num_read != file.frames:
+    # When fewer samples come out than the file states up front, its end was cut off.
+    if num_read != file.frames:
         raise ValueError(f"cut short: {num_read} of {file.frames} samples decoded")
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 

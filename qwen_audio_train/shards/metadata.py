@@ -6,6 +6,7 @@ The one place that knows the three payloads; the writer, the index, the reader a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,8 @@ SHARED_FIELDS = ("source", "split", "license")
 PRETRAIN_FIELDS = ("task", "audio_language", "text_language", "text")
 KNOWN_FIELDS = frozenset({"clips", *SHARED_FIELDS, *PRETRAIN_FIELDS, "prompt", "messages", "chosen", "rejected"})
 ROLES = ("system", "user", "assistant")
+LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""An escape that may be one half of a pair; what is no pair cannot be tokenised."""
 SHA256_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
@@ -26,12 +29,20 @@ def parse_metadata(raw: bytes) -> dict[str, Any]:
     """Parse a metadata member.
 
     Raises:
-        ValueError: over the size or depth cap, not UTF-8, not JSON, NaN or infinity, or not an object.
+        ValueError: over the size or depth cap, not UTF-8, not JSON, NaN or infinity, a field twice, text that is no
+            Unicode (a lone surrogate), or not an object.
     """
     if len(raw) > MAX_METADATA_BYTES:
         raise ValueError(f"metadata of {len(raw)} bytes; at most {MAX_METADATA_BYTES}")
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(
+            raw.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_each_once,
+        )
+        if LONE_SURROGATE.search(raw):  # cheap, and rare: only then is the text built again to see
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError(f"metadata nested deeper than {MAX_METADATA_DEPTH} levels") from error
     if not isinstance(value, dict):
@@ -79,8 +90,35 @@ def build_record(metadata: Mapping[str, Any], origin: Origin, clips: tuple[Clip,
     return ChatRecord(**shared, messages=messages)
 
 
+def payload_of(record: AnyRecord) -> dict[str, Any]:
+    """The metadata that ``build_record`` made ``record`` of, without its clips: what a writer takes."""
+    payload = {**record.extra, **{name: getattr(record, name) for name in SHARED_FIELDS}}
+    if isinstance(record, PretrainRecord):
+        payload |= {name: getattr(record, name) for name in PRETRAIN_FIELDS}
+        return payload | ({"prompt": record.prompt} if record.prompt is not None else {})
+    payload["messages"] = list(record.messages)
+    if isinstance(record, PreferenceRecord):
+        payload |= {"chosen": record.chosen, "rejected": record.rejected}
+    return payload
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"metadata holds {name}, which is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"metadata holds {text}, which is beyond every float")
+    return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"metadata has field {next(name for name in names if names.count(name) > 1)!r} twice")
+    return fields
 
 
 def _deeper_than(value: Any, limit: int) -> bool:

@@ -22,6 +22,7 @@ from qwen_audio_train.shards.contract import DATASET_FILE, MAX_MEMBER_BYTES, SKI
 from qwen_audio_train.shards.dataset import describe_set
 from qwen_audio_train.shards.files import json_bytes, publish_file, temporary_path, write_file
 from qwen_audio_train.shards.index import build_index
+from qwen_audio_train.shards.left_out import left_out_line
 from qwen_audio_train.shards.metadata import metadata_problems, parse_metadata
 
 OnBad = Literal["raise", "skip"]
@@ -71,7 +72,8 @@ class ShardFile:
         self.path = path
         self.num_samples = 0
         self.num_bytes = 0
-        self.skipped: list[dict[str, str]] = []
+        self.skipped: list[bytes] = []
+        """Lines for ``skipped.jsonl``."""
         self._dataset_name = dataset_name
         self._defaults = {"split": split, "license": license}
         self._on_bad = on_bad
@@ -99,20 +101,19 @@ class ShardFile:
     def skip(self, key: str, reason: str) -> None:
         """Record a sample as unusable, or raise, as the writer was told."""
         if self._on_bad == "raise":
-            raise SampleError(Origin(self._dataset_name, self.path.name, key), reason)
+            raise SampleError(self._origin(key), reason)
         self.leave_out(key, reason)
 
     def leave_out(self, key: str, reason: str) -> None:
         """Record a sample that is left out on purpose."""
-        self.skipped.append({"key": key, "reason": reason})
+        self.skipped.append(left_out_line(self._origin(key), reason))
 
     def publish(self) -> None:
         """Finish the tar, give it its name, index it, and record beside it what was skipped."""
         self._tar.close()
         self._stream.close()
         if self.skipped:
-            lines = [json_bytes(entry) + b"\n" for entry in self.skipped]
-            write_file(self.path.with_suffix(SKIPPED_PART_SUFFIX), b"".join(lines))
+            write_file(self.path.with_suffix(SKIPPED_PART_SUFFIX), b"".join(self.skipped))
         if self.num_samples:
             publish_file(self.path)
             build_index(self.path)
@@ -123,6 +124,9 @@ class ShardFile:
         """Leave nothing behind."""
         self._stream.close()
         temporary_path(self.path).unlink(missing_ok=True)
+
+    def _origin(self, key: str) -> Origin:
+        return Origin(self._dataset_name, self.path.name, key)
 
     def _members_of(self, key: str, clips: Sequence[ClipInput], metadata: Mapping[str, Any]) -> dict[str, bytes]:
         if problem := key_problem(key):

@@ -47,7 +47,11 @@ def test_counts_and_lists_what_is_left_out(options: SetOptions) -> None:
     description = write_dataset(samples, read_clip, options)
     assert (description["num_samples"], description["num_skipped"]) == (14, 2)
     lines = [json.loads(line) for line in (options.directory / "skipped.jsonl").read_text().splitlines()]
-    assert lines == [{"key": "clip_13", "reason": "unlucky"}, {"key": "beep", "reason": "no speech"}]
+    shared = {"dataset": "toy", "shard": "toy-000003.tar"}
+    assert lines == [
+        {**shared, "key": "clip_13", "reason": "unlucky"},
+        {**shared, "key": "beep", "reason": "no speech"},
+    ]
 
 
 def test_raises_when_nothing_may_be_skipped(options: SetOptions) -> None:

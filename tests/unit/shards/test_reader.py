@@ -14,7 +14,6 @@ from qwen_audio_train.audio.decode import decode_audio
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.samples import ChatRecord, PreferenceRecord, PretrainRecord
 from qwen_audio_train.shards import reader
-from qwen_audio_train.shards.check import check_shards
 from qwen_audio_train.shards.index import build_index
 from qwen_audio_train.shards.reader import ShardSet
 from tests.unit.shards.conftest import flac, write_toy_set
@@ -200,28 +199,3 @@ def test_refuses_descriptions_that_lie(tmp_path: Path, change: dict) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ShardError):
         ShardSet.open(tmp_path)
-
-
-def test_check_passes_a_sound_set(toy_set: ShardSet) -> None:
-    assert check_shards(toy_set) == []
-
-
-def test_check_names_what_is_bad(toy_set: ShardSet) -> None:
-    corrupt(toy_set, 1, 500)
-    problems = check_shards(toy_set)
-    assert len(problems) == 2
-    assert "sha256" in problems[0]
-    assert "en/clip_1" in problems[1]
-
-
-def test_check_decodes_what_has_a_right_checksum(tmp_path: Path) -> None:
-    """A set written with wrong lengths by another tool: every checksum is right, the length is not."""
-    from qwen_audio_train.shards.writer import EncodedClip
-
-    clip = EncodedClip.measure(flac(1000), "flac")
-    with reader_writer(tmp_path) as writer:
-        metadata = {"task": "t", "audio_language": "en", "text_language": "en", "text": "x", "source": "toy"}
-        writer.write("lie", [dataclasses.replace(clip, num_samples=1001)], metadata)
-    problems = check_shards(ShardSet.open(tmp_path))
-    assert len(problems) == 1
-    assert "1000 samples at 16 kHz, its metadata says 1001" in problems[0]
