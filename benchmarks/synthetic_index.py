@@ -7,6 +7,7 @@ made up. 100 million entries take 7 GB of disk.
 from __future__ import annotations
 
 import os
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def speech_seconds(count: int, seed: int = 0) -> npt.NDArray[np.float64]:
     return seconds[(seconds >= 0.5) & (seconds <= 30)][:count]
 
 
+@cache
 def speech_like(seconds: float, seed: int) -> EncodedClip:
     """Harmonics of a gliding voice in syllables with pauses, and a little noise; FLAC makes about 17 kB a second."""
     draw = np.random.default_rng(seed)

@@ -46,7 +46,8 @@ MIN_SAMPLING_RATE_HZ = 4_000
 MAX_SAMPLING_RATE_HZ = 192_000
 MAX_PEAK = 16.0
 """Full scale is 1. Float files may exceed it a little; values in units of an integer format are a mistake."""
-READ_SECONDS = 10
+READ_SECONDS = 31
+"""Decoded at once: a little more than the longest clip of training, so that it is never put together of blocks."""
 
 
 def decode_audio(data: bytes, encoding: str, *, max_seconds: float = MAX_DECODED_SECONDS) -> Samples:
