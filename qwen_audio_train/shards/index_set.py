@@ -14,6 +14,7 @@ from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.contract import DATASET_FILE
 from qwen_audio_train.shards.dataset import describe_set, read_description
 from qwen_audio_train.shards.index import build_index, index_path, open_index
+from qwen_audio_train.shards.reader import ShardSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def index_set(
         return IndexedSet(None, *counts, tuple(sorted(problems)))
     name = name or (str(old["name"]) if old else directory.name)
     is_current = old is not None and not to_build and old["name"] == name and _sizes(old) == _sizes_of(tars)
+    is_current = is_current and _is_packed(directory)
     description = old if is_current else describe_set(directory, name, recipe=old.get("recipe") if old else None)
     return IndexedSet(description, *counts, ())
 
@@ -67,6 +69,15 @@ def _old_description(directory: Path) -> dict[str, Any] | None:
         return read_description(directory / DATASET_FILE)
     except ShardError:
         return None  # it is about to be written anew
+
+
+def _is_packed(directory: Path) -> bool:
+    """Whether ``dataset.idx`` is there, of this version, and undamaged."""
+    try:
+        ShardSet.open(directory).require_sound_index()
+    except ShardError:
+        return False
+    return True
 
 
 def _sizes(description: Mapping[str, Any]) -> list[tuple[str, int]]:
