@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.contract import DATASET_FILE
-from qwen_audio_train.shards.dataset import describe_set, read_description
+from qwen_audio_train.shards.dataset import describe_set, read_description, read_raw_description
 from qwen_audio_train.shards.index import build_index, index_path, open_index
-from qwen_audio_train.shards.reader import ShardSet
+from qwen_audio_train.shards.set_index import SET_INDEX_FILE, open_set_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,11 @@ def _old_description(directory: Path) -> dict[str, Any] | None:
 
 def _is_packed(directory: Path) -> bool:
     """Whether ``dataset.idx`` is there, of this version, and undamaged."""
+    path, description = directory / SET_INDEX_FILE, directory / DATASET_FILE
     try:
-        ShardSet.open(directory).require_sound_index()
+        index = open_set_index(path, read_raw_description(description, str(description)), str(path))
+        for number in range(len(index.tables.shards)):
+            index.require_sound_rows(number, str(path))
     except ShardError:
         return False
     return True

@@ -233,11 +233,6 @@ class ShardSet:
             raise SampleError(origin, f"checksum of the clip at byte {clip.offset_bytes} differs; restore the shard")
         return data
 
-    def require_sound_index(self) -> None:
-        """Compare the index rows of every shard with their checksums. Raises ShardError where they differ."""
-        for number in range(len(self._tables.shards)):
-            self._index.require_sound_rows(number, self.source.where(SET_INDEX_FILE))
-
     def _path_of(self, shard_name: str) -> Path:
         if self._last_path.name != shard_name:
             folder = self.source.directory if isinstance(self.source, LocalFolder) else Path()
