@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from qwen_audio_train.config.model import DemoLanguageModelConfig, ModelConfig, ModelSize
@@ -65,7 +65,7 @@ def build(model: ModelConfig, texts: Iterable[str], *, seed: int) -> Built:
             )
 
 
-def _units(texts: Iterable[str], *, joins_characters: bool) -> Iterator[str]:
+def _units(texts: Iterable[str], *, joins_characters: bool) -> Iterable[str]:
     """What a BPE is trained on: texts, or single characters, whose bytes are then all that it can join."""
     return texts if joins_characters else (character for text in texts for character in text)
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.tracking.writer import read_metrics
+from tests import sets
 from tests.http_server import FileServer, reset, short, status, truncate
 
 STEPS = 6
@@ -71,3 +73,19 @@ def test_a_server_that_fails_now_and_then_changes_nothing(workshop, server, tmp_
     assert losses(workshop, tmp_path / "far", *overrides) == expected
     assert failed > len(FAULTS)
     assert not (tmp_path / "far" / "quarantine.jsonl").exists()
+
+
+def test_what_cannot_be_used_is_told_alike(workshop, server, tmp_path):
+    """A clip damaged before it was uploaded: the same empty slot, losses and entry of the list."""
+    folder = sets.pretrain_set(workshop.folder / "damaged")
+    (clip,) = ShardSet.open(folder).clips(7)
+    with clip.shard_path.open("r+b") as file:
+        file.seek(clip.offset_bytes + clip.num_bytes // 2)
+        file.write(b"XXXX")
+    far = [*served(server, tmp_path), f"data.train={server.url}/damaged"]
+    runs = {"local": [f"data.train={folder}"], "far": far}
+    found = [losses(workshop, tmp_path / name, *overrides) for name, overrides in runs.items()]
+    assert found[0] == found[1]
+    lists = [(tmp_path / name / "quarantine.jsonl").read_text() for name in runs]
+    assert '"p-7"' in lists[0]
+    assert lists[0] == lists[1]
