@@ -69,7 +69,9 @@ def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterat
     """Hydra lets ``+group.key=value`` add keys that no dataclass has."""
     for key in raw:
         name = f"{place}{key!s}"
-        if known._metadata.element_type not in (Any, None) and known._metadata.object_type is dict:
+        if known._metadata.object_type is dict:
+            if known._metadata.element_type in (Any, None):
+                return  # for another library, such as data.remote.storage_options: it knows its names
             # Entries named by the user, such as data.sources: OmegaConf types each at composition.
             entry = OmegaConf.structured(known._metadata.element_type)
             yield from _unknown_keys(raw[key], entry, f"{name}.")

@@ -14,7 +14,8 @@ from qwen_audio_train.audio.decode import encode_flac
 from qwen_audio_train.config.load import compose
 from qwen_audio_train.errors import CheckpointError, ConfigError, SampleError, ShardError
 from qwen_audio_train.model.load import load_processor
-from qwen_audio_train.pipeline.batches import BatchBuilder, Draw
+from qwen_audio_train.pipeline.batches import BatchBuilder
+from qwen_audio_train.pipeline.loading import Draw
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.shards.reader import ShardSet
