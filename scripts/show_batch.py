@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ
@@ -51,11 +51,9 @@ def share(part: int, whole: int) -> str:
 def show_bin(console: Console, batches: PlannedBatches, planned: Bin, title: str) -> None:
     """One bin: a line a sample, and a line that sums up."""
     budget = batches.plan.budget
-    table = Table(
-        *("source", "sample", "epoch", "key", "tokens", "supervised", "encoder frames", "seconds"),
-        title=title,
-        title_justify="left",
-    )
+    key_column = Column("key", overflow="fold")  # whole, to be given to show_sample.py --key
+    headings = ("source", "sample", "epoch", key_column, "tokens", "supervised", "encoder frames", "seconds")
+    table = Table(*headings, title=title, title_justify="left")
     seconds = 0.0
     sizes = np.zeros((len(planned), 3), np.int64)
     columns = (planned.sources.tolist(), planned.samples.tolist(), planned.epochs.tolist())

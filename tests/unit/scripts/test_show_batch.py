@@ -77,7 +77,7 @@ def test_a_mixture_shows_each_sample_under_its_source_and_with_its_own_lengths(
 
 def test_samples_without_audio(tokenizer: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = [f"data.train={chat_set(tmp_path / 'chat')}", f"data.cache_dir={tmp_path / 'cache'}"]
-    given = [*SETTINGS, *data, "model.start_from=previous"]
+    given = [*SETTINGS, *data, "model.start_from=hub/previous"]
     assert main(["sft", *given, *tokenizer]) == 0
     assert re.search(r"c-\d+\W+\d+\W+\d+\W+0\W+0\.00", capsys.readouterr().out)
 
