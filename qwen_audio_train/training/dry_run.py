@@ -26,7 +26,9 @@ ANY_MEL_BINS = 128
 """Nothing is featurised."""
 
 
-def dry_batches(stage: str, overrides: Sequence[str], tokenizer: str | None = None) -> tuple[StageConfig, PlannedBatches]:
+def dry_batches(
+    stage: str, overrides: Sequence[str], tokenizer: str | None = None
+) -> tuple[StageConfig, PlannedBatches]:
     """What a recipe with these settings would train on, as one rank of one; an epoch where no length of run is given.
 
     Args:
