@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -83,10 +84,17 @@ def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterat
 
 
 def compose(name: str, overrides: list[str]) -> Any:
-    """A recipe's typed and checked configuration without its command line (tests, tools)."""
+    """A recipe's typed and checked configuration without its command line (tests, tools).
+
+    Raises:
+        ConfigError: with every problem found.
+    """
     register_schemas()
-    with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-        raw = hydra.compose(config_name=name, overrides=overrides)
+    try:
+        with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            raw = hydra.compose(config_name=name, overrides=overrides)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
     return typed(raw, SCHEMAS[name])
 
 
