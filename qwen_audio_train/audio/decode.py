@@ -8,6 +8,7 @@ the bytes came from, turns it into a ``SampleError``.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -98,9 +99,11 @@ def _check_container(file: soundfile.SoundFile, encoding: str) -> None:
 
 
 def _check_values(mono: Samples) -> None:
-    if not np.isfinite(mono).all():
+    # Smallest and largest carry NaN and infinity along, so that no array of flags or of absolutes is built.
+    lowest, highest = float(mono.min(initial=0.0)), float(mono.max(initial=0.0))
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError("decoded audio holds values that are not finite")
-    peak = float(np.abs(mono).max(initial=0.0))
+    peak = max(-lowest, highest)
     if peak > MAX_PEAK:
         raise ValueError(f"peak of {peak:g} where full scale is 1: float audio in units of an integer format? Scale it")
 
@@ -117,6 +120,8 @@ def _read_mono(file: soundfile.SoundFile, max_seconds: float) -> Samples:
     # When fewer samples come out than the file states up front, its end was cut off.
     if num_read != file.frames:
         raise ValueError(f"cut short: {num_read} of {file.frames} samples decoded")
+    if len(blocks) == 1:
+        return blocks[0]
     return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
 
 

@@ -128,8 +128,10 @@ def _deeper_than(value: Any, limit: int) -> bool:
         for node in level:
             if isinstance(node, (dict, list)):
                 children.extend(node.values() if isinstance(node, dict) else node)
+        if not children:
+            return False
         level = children
-    return bool(level)
+    return True
 
 
 def _text_problem(metadata: Mapping[str, Any], name: str) -> str | None:

@@ -56,7 +56,7 @@ class ShardSet:
         self._starts = self._tables.shards["first_sample"].astype(np.int64)
         self._open: OrderedDict[int, ShardBytes] = OrderedDict()
         self._numbers: dict[str, int] | None = None
-        self._last_path = Path()
+        self._last_name, self._last_path = "", Path()
 
     @classmethod
     def open(cls, path: str | Path, *, remote: RemoteConfig | None = None) -> ShardSet:
@@ -133,7 +133,7 @@ class ShardSet:
         except ValueError as error:
             raise SampleError(origin, str(error)) from error
         span = self._clip_span(i)
-        rows, lengths = self._tables.clips[span], self._tables.clip_samples[span].tolist()
+        rows, lengths = self._tables.clips[span].tolist(), self._tables.clip_samples[span].tolist()
         problems = metadata_problems(metadata)
         if not problems and [clip["num_samples"] for clip in metadata["clips"]] != lengths:
             problems = ["metadata and index disagree about the clips"]
@@ -143,14 +143,14 @@ class ShardSet:
         clips = tuple(
             Clip(
                 shard_path,
-                int(row["offset"]),
-                int(row["num_bytes"]),
+                offset,
+                num_bytes,
                 clip["num_samples"],
                 clip["sha256"],
                 clip["encoding"],
-                int(row["xxh3"]),
+                xxh3,
             )
-            for row, clip in zip(rows, metadata["clips"], strict=True)
+            for (offset, xxh3, num_bytes, _), clip in zip(rows, metadata["clips"], strict=True)
         )
         return build_record(metadata, origin, clips)
 
@@ -234,15 +234,15 @@ class ShardSet:
         return data
 
     def _path_of(self, shard_name: str) -> Path:
-        if self._last_path.name != shard_name:
+        if self._last_name != shard_name:
             folder = self.source.directory if isinstance(self.source, LocalFolder) else Path()
-            self._last_path = folder / shard_name
+            self._last_name, self._last_path = shard_name, folder / shard_name
         return self._last_path
 
     def _locate(self, i: int) -> int:
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of set '{self.name}' with {len(self)} samples")
-        return int(np.searchsorted(self._starts, i, side="right")) - 1
+        return int(self._starts.searchsorted(i, side="right")) - 1
 
     def _number_of(self, shard_name: str) -> int:
         if self._numbers is None:
@@ -277,13 +277,12 @@ class ShardSet:
 
     def _clip_span(self, i: int) -> slice:
         first = self._tables.first_clip
-        return slice(int(first[i]), int(first[i + 1]))
+        return slice(first.item(i), first.item(i + 1))
 
     def _read_metadata(self, i: int) -> tuple[Origin, bytes]:
         number = self._locate(i)
         shard, file_name = self._shard(number), self.description["shards"][number]["file"]
-        row, where = self._tables.samples[i], self.source.where(file_name)
-        num_bytes, offset = int(row["json_bytes"]), int(row["json_offset"])
+        indexed_hash, offset, indexed_xxh3, num_bytes, _ = self._tables.samples[i].item()
         try:
             raw = shard.read(offset - BLOCK_BYTES, BLOCK_BYTES + num_bytes)
         except ReadFailedError as error:
@@ -291,9 +290,11 @@ class ShardSet:
             raise SampleError(Origin(self.name, file_name, f"number {i}"), str(error)) from None
         # The tar's own header stands right before the data: it gives the key, and shows that this is the sample.
         key = key_of_header(raw[:BLOCK_BYTES])
-        if key_hash(key) != int(row["key_hash"]) or len(raw) != BLOCK_BYTES + num_bytes:
-            raise ShardError(f"'{where}' does not hold at byte {offset} what was indexed; restore it")
+        if key_hash(key) != indexed_hash or len(raw) != BLOCK_BYTES + num_bytes:
+            raise ShardError(
+                f"'{self.source.where(file_name)}' does not hold at byte {offset} what was indexed; restore it"
+            )
         origin, raw = Origin(self.name, file_name, key), raw[BLOCK_BYTES:]
-        if xxhash.xxh3_64_intdigest(raw) != int(row["json_xxh3"]):
+        if xxhash.xxh3_64_intdigest(raw) != indexed_xxh3:
             raise SampleError(origin, f"checksum of the metadata at byte {offset} differs; restore the shard")
         return origin, raw
