@@ -1,4 +1,4 @@
-"""Reading, measured: random reads with checksum beside webdataset's sequential ones, decoding beside soundfile alone."""
+"""Reading, measured: random reads with checksum beside webdataset in order, decoding beside soundfile alone."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from qwen_audio_train.evaluation.report import DpoScores, scores_table
 from qwen_audio_train.evaluation.rewards import pair_rewards
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.pipeline.batches import BatchBuilder, SampleSource
-from qwen_audio_train.pipeline.encoded_clips import encode_set
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, Encoder, encode_set
 from qwen_audio_train.pipeline.stage import Front
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.samples import PretrainRecord
@@ -38,10 +38,8 @@ def main(config: EvaluateConfig) -> None:
     scores = DpoScores()
     lines: list[dict[str, object]] = []
     if wanted.pretrain_set:
-        shards = ShardSet.open(wanted.pretrain_set)
-        front = Front.of(
-            processor, encode_set(model, wanted.pretrain_set, wanted.cache_dir) if wanted.encode_once else None
-        )
+        shards = ShardSet.open(wanted.pretrain_set, remote=wanted.remote)
+        front = Front.of(processor, encoded(model, wanted.pretrain_set, wanted))
         generator = Generator(
             model, front.tokenizer, front.collator(), wanted.max_new_tokens, wanted.llm_tokens_per_batch
         )
@@ -51,10 +49,8 @@ def main(config: EvaluateConfig) -> None:
         lines = tasks.as_lines(predictions)
         scores = dataclasses.replace(scores, **dataclasses.asdict(tasks.score(predictions, wanted.form)))
     if wanted.preference_set:
-        shards = ShardSet.open(wanted.preference_set)
-        front = Front.of(
-            processor, encode_set(model, wanted.preference_set, wanted.cache_dir) if wanted.encode_once else None
-        )
+        shards = ShardSet.open(wanted.preference_set, remote=wanted.remote)
+        front = Front.of(processor, encoded(model, wanted.preference_set, wanted))
         source = SampleSource(shards.name, shards, front.clips(shards))
         builder = BatchBuilder(
             (source,), Renderer(front.tokenizer), front.collator(), is_preference=True, is_strict=True
@@ -64,6 +60,13 @@ def main(config: EvaluateConfig) -> None:
         rewards = pair_rewards(model, reference, builder, samples, beta=wanted.beta)
         scores = dataclasses.replace(scores, reward_accuracy=rewards.accuracy, reward_margin=rewards.margin)
     write(wanted, scores, lines)
+
+
+def encoded(model: Encoder, location: str, wanted: EvaluationConfig) -> EncodedClips | None:
+    """The encoder's outputs for a set's clips, if they are to be kept."""
+    if not wanted.encode_once:
+        return None
+    return encode_set(model, location, wanted.cache_dir, remote=wanted.remote)
 
 
 def write(wanted: EvaluationConfig, scores: DpoScores, lines: list[dict[str, object]]) -> None:

@@ -31,7 +31,7 @@ def main(config: ExportRecipeConfig) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("qwen_audio_train").setLevel(logging.INFO)
 
-    shards = ShardSet.open(config.export.verify_set)
+    shards = ShardSet.open(config.export.verify_set, remote=config.export.remote)
     front = Front.of(load_processor(config.export.stage))
     renderer, log_mel = Renderer(front.tokenizer), LogMel(front.num_mel_bins)
     spread = np.unique(np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int))

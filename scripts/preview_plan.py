@@ -12,30 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.errors import HydraException
 from tqdm.auto import tqdm
 
-from qwen_audio_train.config.load import compose
-from qwen_audio_train.config.model import ModelSize
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError, QwenAudioTrainError
-from qwen_audio_train.model.load import load_processor
-from qwen_audio_train.pipeline.stage import Front, stage_batches
+from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.plan.bins import bin_sizes
 from qwen_audio_train.plan.preview import FRAMES_PER_HOUR, EpochPreview, describe
 from qwen_audio_train.plan.steps import Plan
-from qwen_audio_train.training.initial_model import initial_model
-from qwen_audio_train.training.runtime import Ranks
+from qwen_audio_train.training.dry_run import STAGES, dry_batches
 
-STAGES = ("pretrain", "sft", "dpo")
-BUILT_FOR_A_TOKENIZER = (ModelSize.tiny, ModelSize.demo)
 FRAMES_PER_SECOND = 50
 MOST_DRAWN = 200_000
 """Samples of a source, and bins, that the picture is drawn from: evenly spread ones where there are more."""
@@ -81,39 +73,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def settings(stage: str, overrides: Sequence[str], run_dir: str) -> StageConfig:
-    """The recipe's configuration; nothing is ever written to the run's own folder."""
-    given = list(overrides)
-    if not any(text.startswith(("run.max_steps=", "run.epochs=", "experiment=")) for text in given):
-        given.append("run.epochs=1")
-    try:
-        return compose(stage, [*given, f"run.dir={run_dir}"])
-    except HydraException as error:
-        raise ConfigError(str(error)) from error
-
-
-def tokenizer_source(config: StageConfig, tokenizer: str | None) -> str:
-    """Folder or hub id that the processor comes from. Small models are built to have one; big ones are not loaded."""
-    if tokenizer is not None:
-        return tokenizer
-    if config.model.start_from is not None:
-        return config.model.start_from
-    size = config.model.size
-    if size not in BUILT_FOR_A_TOKENIZER and size is not ModelSize.qwen2_audio_7b:
-        raise ConfigError(
-            f"model.size={size.value} would be built from whole weights only to get its tokenizer: name one with "
-            "--tokenizer, for instance --tokenizer Qwen/Qwen2-Audio-7B"
-        )
-    return initial_model(config, Ranks(rank=0, world=1, uses_cpu=True))
-
-
-def preview(config: StageConfig, source: str, epoch: int) -> tuple[Plan, EpochPreview, Fill, str]:
-    """The plan, an epoch of it in numbers, how full its bins are, and the mixture's table."""
-    try:
-        processor = load_processor(source)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"'{source}' has no tokenizer that can be loaded ({error}): try --tokenizer") from error
-    batches = stage_batches(config, Front.of(processor), rank=0, world=1)
+def preview(config: StageConfig, batches: PlannedBatches, epoch: int) -> tuple[EpochPreview, Fill]:
+    """An epoch of the plan in numbers, and how full its bins are."""
     plan, fill = batches.plan, Fill(batches.plan)
     first = plan.windows_of(epoch).start
     with tqdm(desc="Planning", unit="window", leave=False, disable=not config.tracking.progress_bar) as bar:
@@ -124,7 +85,7 @@ def preview(config: StageConfig, source: str, epoch: int) -> tuple[Plan, EpochPr
             fill.add(first + done - 1)
 
         made = describe(plan, epoch, progress)
-    return plan, made, fill, batches.table
+    return made, fill
 
 
 def summary(made: EpochPreview, tokens: float | None) -> dict[str, Any]:
@@ -208,28 +169,18 @@ def _spread(values: np.ndarray) -> np.ndarray:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
-        with tempfile.TemporaryDirectory() as run_dir:
-            config = settings(options.stage, options.overrides, run_dir)
-            # Encoded clips have the lengths of the audio they stand for: nothing is encoded for a preview.
-            source = tokenizer_source(config, options.tokenizer)
-            plan, made, fill, table = preview(_quiet(config), source, options.epoch)
+        config, batches = dry_batches(options.stage, options.overrides, options.tokenizer)
+        made, fill = preview(config, batches, options.epoch)
     except QwenAudioTrainError as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     numbers = summary(made, options.tokens)
-    print(table, report(numbers), sep="\n\n")
+    print(batches.table, report(numbers), sep="\n\n")
     if options.json is not None:
         options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     if options.picture is not None:
-        draw(options.picture, plan, made, fill)
+        draw(options.picture, batches.plan, made, fill)
     return 0
-
-
-def _quiet(config: StageConfig) -> StageConfig:
-    """Progress bars only where somebody watches."""
-    if sys.stderr.isatty():
-        return config
-    return replace(config, tracking=replace(config.tracking, progress_bar=False))
 
 
 if __name__ == "__main__":

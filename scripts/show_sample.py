@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.text import Text
-from transformers import AutoTokenizer
 
 from qwen_audio_train.audio.lengths import SAMPLING_RATE_HZ
 from qwen_audio_train.errors import ConfigError, QwenAudioTrainError
+from qwen_audio_train.model.load import load_tokenizer
 from qwen_audio_train.prompts.render import AUDIO_TOKEN, Renderer
 from qwen_audio_train.samples import Record, RenderedPair
 from qwen_audio_train.shards.reader import ShardSet
@@ -29,7 +29,7 @@ PROMPT_STYLE, TARGET_STYLE, REJECTED_STYLE, AUDIO_STYLE = "dim", "bold green", "
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer.json (a model's folder)")
+    parser.add_argument("--tokenizer", required=True, help="model folder or hub id whose tokenizer is used")
     parser.add_argument("--shards", type=Path, required=True, help="folder of a shard set, or its dataset.json")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--index", type=int, default=0, help="number of the sample in the set (default: %(default)s)")
@@ -102,11 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     console = Console(highlight=False)
     try:
-        if not (options.tokenizer / "tokenizer.json").is_file():
-            raise ConfigError(f"--tokenizer '{options.tokenizer}' has no tokenizer.json; name a saved model's folder")
         shards = ShardSet.open(options.shards)
         record = shards.record(sample_number(shards, options.index, options.key))
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, local_files_only=True)
+        tokenizer = load_tokenizer(options.tokenizer)
         show(console, tokenizer, record, options.wording, with_ids=options.ids)
     except QwenAudioTrainError as error:
         Console(stderr=True).print(Text(str(error), style="red"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from qwen_audio_train.config.sets import set_problems
 
 SPEED_STEPS = 100
 """Speed factors are multiples of 1/100, so that lengths are exact integers."""
@@ -85,11 +86,7 @@ def _noise(name: str, noise: NoiseConfig) -> Iterator[str]:
     yield from _range_db(f"{name}.snr_db", noise.snr_db_min, noise.snr_db_max)
     if noise.probability and not noise.shard_set:
         yield f"{name}.probability={noise.probability} needs {name}.shard_set: the folder of a shard set of noises"
-    if noise.shard_set and not (Path(noise.shard_set) / "dataset.json").is_file():
-        yield (
-            f"{name}.shard_set={noise.shard_set} is not a shard set: it has no dataset.json "
-            "(data_prep/README.md says how to make one)"
-        )
+    yield from set_problems(f"{name}.shard_set", noise.shard_set, required=False)
 
 
 def _spec_augment(name: str, spec: SpecAugmentConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from qwen_audio_train.config.augment import AugmentConfig
+from qwen_audio_train.config.remote import RemoteConfig
 
 
 class Stage(Enum):
@@ -47,6 +48,8 @@ class DataConfig:
     """Folder or URL of the one training set: short for ``sources`` with a single entry named ``train``."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """The mixture, by name. A name stands in tables, metrics and checkpoints: renaming a source changes the plan."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How sets at URLs are read, noises too; sets in folders are not concerned."""
     encode_once: bool = False
     """Run the encoder over every clip once and keep its outputs on disk; needs a frozen encoder."""
     cache_dir: str = "runs/cache"

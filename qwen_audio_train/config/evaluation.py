@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from qwen_audio_train.config.remote import RemoteConfig
 
 
 class PromptForm(Enum):
@@ -36,3 +38,5 @@ class EvaluationConfig:
     """Score only the first records of the set (reported in the result)."""
     encode_once: bool = False
     cache_dir: str = "runs/cache"
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How sets at URLs are read."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from qwen_audio_train.config.remote import RemoteConfig
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,5 @@ class ExportConfig:
     """Also write ``llm_only/``: an adapter without encoder or projector parts, those folded into its base, which
     is what serving engines accept."""
     max_logit_difference: float = 1e-4
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How sets at URLs are read."""

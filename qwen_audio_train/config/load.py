@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -69,7 +70,9 @@ def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterat
     """Hydra lets ``+group.key=value`` add keys that no dataclass has."""
     for key in raw:
         name = f"{place}{key!s}"
-        if known._metadata.element_type not in (Any, None) and known._metadata.object_type is dict:
+        if known._metadata.object_type is dict:
+            if known._metadata.element_type in (Any, None):
+                return  # for another library, such as data.remote.storage_options: it knows its names
             # Entries named by the user, such as data.sources: OmegaConf types each at composition.
             entry = OmegaConf.structured(known._metadata.element_type)
             yield from _unknown_keys(raw[key], entry, f"{name}.")
@@ -81,10 +84,17 @@ def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterat
 
 
 def compose(name: str, overrides: list[str]) -> Any:
-    """A recipe's typed and checked configuration without its command line (tests, tools)."""
+    """A recipe's typed and checked configuration without its command line (tests, tools).
+
+    Raises:
+        ConfigError: with every problem found.
+    """
     register_schemas()
-    with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
-        raw = hydra.compose(config_name=name, overrides=overrides)
+    try:
+        with hydra.initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            raw = hydra.compose(config_name=name, overrides=overrides)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
     return typed(raw, SCHEMAS[name])
 
 

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+HTTP_SCHEMES = ("http", "https")
+URL_SCHEMES = (*HTTP_SCHEMES, "s3", "gs", "az", "abfs")
+"""Where sets are read from besides folders."""
+SECRET_WORDS = ("secret", "password", "token", "credential", "authorization", "cookie", "connection_string", "cert")
+PUBLIC = "anon"
+"""gcsfs calls it a token."""
+SECRET_NAMES = ("key", "account_key", "access_key", "api_key")
+
+
+def is_url(location: str) -> bool:
+    """Whether this is a URL rather than a path."""
+    return "://" in location or "::" in location or location.startswith("pipe:")
 
 
 @dataclass(frozen=True)
@@ -32,3 +47,48 @@ class RemoteConfig:
     max_request_bytes: int = 16 << 20
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
     """Passed to fsspec (endpoint, headers). Credentials belong in the environment, where fsspec finds them."""
+
+
+def remote_problems(name: str, remote: RemoteConfig) -> Iterator[str]:
+    """Every problem of the settings; ``name`` is how the user writes them, such as ``data.remote``."""
+    if not remote.cache_dir:
+        yield f"{name}.cache_dir is empty: name a folder on this machine's own disk"
+    yield from _amounts(name, remote)
+    for field_name in ("cache_bytes", "max_request_bytes"):
+        if 1 <= getattr(remote, field_name) < remote.block_bytes:
+            yield (
+                f"{name}.{field_name}={getattr(remote, field_name)} cannot hold one block: raise it to "
+                f"{name}.block_bytes={remote.block_bytes}, or lower that"
+            )
+    if remote.backoff_cap_seconds < remote.backoff_seconds:
+        yield f"{name}.backoff_cap_seconds={remote.backoff_cap_seconds} is below backoff_seconds: exchange them"
+    for key in sorted(_secrets(remote.storage_options)):
+        yield (
+            f"{name}.storage_options has {key}: a run's folder keeps its whole configuration, and no secrets belong "
+            "there; put it in the environment or the provider's own file, where fsspec finds it"
+        )
+
+
+def _amounts(name: str, remote: RemoteConfig) -> Iterator[str]:
+    for field_name in ("cache_bytes", "block_bytes", "min_bytes_per_second", "max_request_bytes"):
+        if getattr(remote, field_name) < 1:
+            yield f"{name}.{field_name}={getattr(remote, field_name)} must be at least 1"
+    for field_name in ("retries", "readahead_threads", "coalesce_gap_bytes"):
+        if getattr(remote, field_name) < 0:
+            yield f"{name}.{field_name}={getattr(remote, field_name)} must be 0 or more"
+    for field_name in ("timeout_seconds", "backoff_seconds", "backoff_cap_seconds"):
+        value = getattr(remote, field_name)
+        if not (math.isfinite(value) and value > 0):
+            yield f"{name}.{field_name}={value} must be above 0"
+
+
+def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from (f"{key}.{inner}" for inner in _secrets(value))
+        elif isinstance(value, str) and value != PUBLIC and _sounds_secret(str(key).lower()):
+            yield str(key)
+
+
+def _sounds_secret(name: str) -> bool:
+    return name in SECRET_NAMES or any(word in name for word in SECRET_WORDS)

@@ -12,7 +12,9 @@ from qwen_audio_train.config.export import ExportConfig
 from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.optim import OptimConfig
 from qwen_audio_train.config.preference import LOSS_TYPES, PreferenceConfig
+from qwen_audio_train.config.remote import remote_problems
 from qwen_audio_train.config.run import RunConfig
+from qwen_audio_train.config.sets import set_problems
 from qwen_audio_train.config.stages import (
     DpoConfig,
     EvaluateConfig,
@@ -21,7 +23,7 @@ from qwen_audio_train.config.stages import (
     StageConfig,
     stage_of,
 )
-from qwen_audio_train.config.validate_data import data_problems, set_problems
+from qwen_audio_train.config.validate_data import data_problems
 
 FRAMES_OF_LONGEST_CLIP = 1500
 
@@ -179,6 +181,7 @@ def _evaluation(evaluation: EvaluationConfig, *, model: str | None) -> Iterator[
         yield "evaluation.output is empty: say where scores and predictions go"
     yield from set_problems("evaluation.pretrain_set", evaluation.pretrain_set, required=not evaluation.preference_set)
     yield from set_problems("evaluation.preference_set", evaluation.preference_set, required=False)
+    yield from remote_problems("evaluation.remote", evaluation.remote)
     if evaluation.preference_set and not evaluation.reference:
         yield "evaluation.preference_set needs evaluation.reference: the model folder that rewards are measured against"
     if evaluation.reference:
@@ -198,3 +201,4 @@ def _export(export: ExportConfig) -> Iterator[str]:
     if not export.output:
         yield "export.output is empty: say where the export goes"
     yield from set_problems("export.verify_set", export.verify_set, required=True)
+    yield from remote_problems("export.remote", export.remote)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from qwen_audio_train.config.augment import AugmentConfig, augment_problems
 from qwen_audio_train.config.data import DataConfig, SourceConfig, Stage
-
-SET_HOWTO = "data_prep/README.md says how to make one"
+from qwen_audio_train.config.remote import is_url, remote_problems
+from qwen_audio_train.config.sets import set_problems
 
 
 def data_problems(data: DataConfig, stage: Stage) -> Iterator[str]:
@@ -27,17 +27,8 @@ def data_problems(data: DataConfig, stage: Stage) -> Iterator[str]:
         yield from set_problems("data.train", data.train, required=True)
         yield from _augment("data", data.augment, data)
     yield from _reading(data)
+    yield from remote_problems("data.remote", data.remote)
     yield from _skipped(data.skip_steps)
-
-
-def set_problems(name: str, path: str, *, required: bool) -> Iterator[str]:
-    """Why the setting ``name`` holds no shard set. Sets behind URLs are only asked when they are opened."""
-    if not path:
-        if required:
-            yield f"{name} is empty: name a shard set's folder ({SET_HOWTO})"
-        return
-    if "://" not in path and not (Path(path) / "dataset.json").is_file():
-        yield f"{name}={path} is not a shard set: it has no dataset.json ({SET_HOWTO})"
 
 
 def of_stage(sources: dict[str, SourceConfig], stage: Stage) -> dict[str, SourceConfig]:
@@ -95,7 +86,7 @@ def _disjoint(sources: list[SourceConfig]) -> bool:
 
 
 def _same_place(path: str) -> str:
-    return path.rstrip("/") if "://" in path else str(Path(path).absolute())
+    return path.rstrip("/") if is_url(path) else str(Path(path).absolute())
 
 
 def _reading(data: DataConfig) -> Iterator[str]:

@@ -9,8 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
-from qwen_audio_train.pipeline.batches import BatchBuilder, Draw
+from qwen_audio_train.pipeline.batches import BatchBuilder
 from qwen_audio_train.pipeline.collate import IGNORE
+from qwen_audio_train.pipeline.loading import Draw
 
 PAIRS_AT_ONCE = 16
 

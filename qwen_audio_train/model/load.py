@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 
 from qwen_audio_train.config.model import ModelConfig
-from qwen_audio_train.errors import CheckpointError
+from qwen_audio_train.errors import CheckpointError, ConfigError
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -34,6 +34,20 @@ def base_of(adapter_folder: str) -> str:
 def load_processor(source: str) -> Any:
     """Tokenizer, feature extractor and chat template of a model folder or hub id."""
     return AutoProcessor.from_pretrained(source)
+
+
+def load_tokenizer(source: str) -> Any:
+    """Only the tokenizer of a model folder or hub id.
+
+    Raises:
+        ConfigError: there is none, or it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"'{source}' has no tokenizer that can be loaded ({error}): name a saved model's folder, or a hub id"
+        ) from error
 
 
 def _require_complete(source: str, report: dict[str, Any]) -> None:

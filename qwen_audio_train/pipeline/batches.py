@@ -11,15 +11,16 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from qwen_audio_train.audio.draws import augmentation_key
 from qwen_audio_train.errors import SampleError, ShardError
-from qwen_audio_train.pipeline.clips import ClipSource
+from qwen_audio_train.pipeline.clips import ClipSource, EncodedSource
 from qwen_audio_train.pipeline.collate import ClipInput, Collator, num_tokens
+from qwen_audio_train.pipeline.loading import BinReader, Draw, Job, JobSampler, jobs
 from qwen_audio_train.pipeline.measure import ALL, Selection
 from qwen_audio_train.pipeline.quarantine import Failure, Limits, MicroBatch, Quarantine
 from qwen_audio_train.plan.position import PlanPosition
@@ -31,14 +32,6 @@ from qwen_audio_train.samples import IntArray, PreferenceRecord, Record, Rendere
 from qwen_audio_train.shards.reader import ShardSet
 
 T = TypeVar("T")
-
-
-class Draw(NamedTuple):
-    """One slot of a bin: which sample of which source, the how-many-th time."""
-
-    source: int
-    sample: int
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -101,6 +94,15 @@ class BatchBuilder:
         else:
             tensors = self.collator.rows([row for row in rows if isinstance(row, Rendered)], clips)
         return MicroBatch(tensors, usable=usable, failures=made.failures)
+
+    def prefetch(self, draws: Sequence[Draw]) -> None:
+        """Hint that these draws are built next: sets at URLs fetch what they will be asked for. Returns at once."""
+        wanted: dict[int, list[int]] = {}
+        for draw in draws:
+            wanted.setdefault(draw.source, []).append(self.sources[draw.source].number(draw.sample))
+        for number, samples in wanted.items():
+            source = self.sources[number]
+            source.shards.prefetch(samples, with_clips=not isinstance(source.clips, EncodedSource))
 
     def _record(self, draw: Draw) -> Record:
         source = self.sources[draw.source]
@@ -215,6 +217,8 @@ class PlannedBatches:
         self.quarantine = quarantine or Quarantine(Path(), Limits(1, 0.0), rank=rank)
         self.num_workers = 0
         self.accepts_change = False
+        self.reads_ahead = False
+        """Whether workers are told what they read next: of use only where a source is remote."""
         self.table = ""
         """The mixture, for people."""
         self._start: PlanPosition | None = None
@@ -241,14 +245,17 @@ class PlannedBatches:
     def loader(self) -> DataLoader[MicroBatch]:
         """Batches from ``start_step`` on. Its length is that of the whole run, so that a resumed run counts alike."""
         return DataLoader(
-            _BinReader(self.builder),
-            sampler=_Bins(self),
+            BinReader(self.builder),
+            sampler=JobSampler(self._jobs, len(self)),
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             # A loader draws a number when it starts: from here, so that a resumed run's dropout stays in step.
             generator=torch.Generator(),
         )
+
+    def _jobs(self) -> Iterator[Job]:
+        return jobs(self.bins(), max(1, self.num_workers) if self.reads_ahead else 0)
 
     def position(self, step: int) -> str:
         """Where a checkpoint after ``step`` taken steps stands, as JSON."""
@@ -270,25 +277,3 @@ class PlannedBatches:
         """Index in the plan of the step behind so many taken ones."""
         first = 0 if self._start is None else self._start.step
         return self.plan.skips.after(first, taken - self.start_step)
-
-
-class _BinReader(Dataset[MicroBatch]):
-    """All that a worker process gets: it knows nothing of the plan."""
-
-    def __init__(self, builder: BatchBuilder) -> None:
-        self._builder = builder
-
-    def __getitem__(self, planned: Bin) -> MicroBatch:
-        columns = (planned.sources.tolist(), planned.samples.tolist(), planned.epochs.tolist())
-        return self._builder.build([Draw(*draw) for draw in zip(*columns, strict=True)])
-
-
-class _Bins(Sampler[Bin]):
-    def __init__(self, batches: PlannedBatches) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[Bin]:
-        return self._batches.bins()
-
-    def __len__(self) -> int:
-        return len(self._batches)

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from qwen_audio_train.audio import lengths
 from qwen_audio_train.audio.decode import Samples
 from qwen_audio_train.audio.features import LogMel
+from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.errors import SampleError
 from qwen_audio_train.pipeline.collate import stack_mels
 from qwen_audio_train.pipeline.lanes import in_lanes
@@ -70,13 +71,15 @@ class Encoder(Protocol):
         """Identity of the encoder's weights."""
 
 
-def encode_set(model: Encoder, set_folder: str, cache_dir: str, *, shows_progress: bool = True) -> EncodedClips:
-    """The kept states of every clip of a set; encodes what is missing first."""
+def encode_set(
+    model: Encoder, location: str, cache_dir: str, *, remote: RemoteConfig | None = None, shows_progress: bool = True
+) -> EncodedClips:
+    """The kept states of every clip of the set in this folder or at this URL; encodes what is missing first."""
     audio = model.config.audio_config
     folder = Path(cache_dir) / "encoded" / model.encoder_fingerprint()
     return fill(
         folder,
-        ShardSet.open(set_folder),
+        ShardSet.open(location, remote=remote),
         encode=model.encode,
         width=audio.d_model,
         num_mel_bins=audio.num_mel_bins,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations
 
 from qwen_audio_train.audio.augment import Augmenter
 from qwen_audio_train.config.augment import AugmentConfig
 from qwen_audio_train.config.data import SourceConfig, Stage
+from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.config.stages import StageConfig, stage_of
 from qwen_audio_train.config.validate_data import of_stage
 from qwen_audio_train.errors import ConfigError, SampleError, ShardError
@@ -32,6 +33,7 @@ class OpenSource:
     config: SourceConfig
     shards: ShardSet
     selection: Selection
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
     @property
     def weight(self) -> Fraction | None:
@@ -43,8 +45,9 @@ class OpenSource:
         config = self.config.augment
         if config == AugmentConfig():
             return None
-        noises = ClipNoises(ShardSet.open(config.noise.shard_set)) if config.noise.probability else None
-        return Augmenter(config, noises)
+        if not config.noise.probability:
+            return Augmenter(config, None)
+        return Augmenter(config, ClipNoises(ShardSet.open(config.noise.shard_set, remote=self.remote)))
 
 
 def stage_sources(config: StageConfig) -> dict[str, SourceConfig]:
@@ -71,7 +74,7 @@ def open_sources(config: StageConfig) -> list[OpenSource]:
     for name, source in stage_sources(config).items():
         where = f"data.sources.{name}" if config.data.sources else "data"
         try:
-            shards = ShardSet.open(source.set)
+            shards = ShardSet.open(source.set, remote=config.data.remote)
         except ShardError as error:
             problems.append(f"{where}: {error}")
             continue
@@ -82,7 +85,7 @@ def open_sources(config: StageConfig) -> list[OpenSource]:
             source.num_wordings or config.data.num_wordings,
             source.prompt,
         )
-        opened.append(OpenSource(name, source, shards, selection))
+        opened.append(OpenSource(name, source, shards, selection, config.data.remote))
     for one, two in combinations(opened, 2):
         shares = one.shards.fingerprint == two.shards.fingerprint
         if shares and not (one.selection.tasks and two.selection.tasks):

@@ -92,6 +92,7 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
         quarantine=Quarantine(Path(config.run.dir), limits, rank=rank),
     )
     batches.num_workers = config.data.num_workers
+    batches.reads_ahead = any(source.shards.is_remote for source in sources)
     batches.accepts_change = config.data.accept_change
     batches.table = _table(config, plan, [measured for _, measured in rows], batches.num_steps)
     return batches

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.errors import SampleError
 from qwen_audio_train.prompts import chat_forms
 from qwen_audio_train.prompts.messages import DEFAULT_SYSTEM, ROLES
@@ -17,9 +18,9 @@ from qwen_audio_train.shards.reader import ShardSet
 logger = logging.getLogger(__name__)
 
 
-def texts_of(folder: str) -> Iterator[str]:
-    """Every text a model would read or write in the set of this folder."""
-    shards = ShardSet.open(folder)
+def texts_of(location: str, *, remote: RemoteConfig | None = None) -> Iterator[str]:
+    """Every text a model would read or write in the set of this folder or URL."""
+    shards = ShardSet.open(location, remote=remote)
     for i in range(len(shards)):
         try:
             record = shards.record(i)

@@ -5,6 +5,7 @@ Both are pure functions of the shards, so they can always be rebuilt.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections import Counter
@@ -24,12 +25,13 @@ from qwen_audio_train.shards.contract import (
     SKIPPED_FILE,
 )
 from qwen_audio_train.shards.files import json_bytes, sha256_of_file, write_file
-from qwen_audio_train.shards.index import build_index, index_path, open_index
+from qwen_audio_train.shards.index import ShardIndex, build_index, index_path, open_index
 from qwen_audio_train.shards.metadata import parse_metadata
 from qwen_audio_train.shards.set_index import CLIP_DTYPE, SAMPLE_DTYPE, SET_INDEX_FILE, SetIndexWriter
 from qwen_audio_train.shards.sources import LocalShard, edges_digest
 
 MAX_DESCRIPTION_BYTES = 64 << 20
+NEVER_EQUAL = (1 << 64) - 1
 NO_DESCRIPTION = "prepare the set, or describe its tars with scripts/check_shards.py --reindex"
 
 
@@ -81,11 +83,11 @@ def _write_set_index(tar_paths: Sequence[Path], description: Mapping[str, Any], 
     for path in tar_paths:
         index, tar = open_index(path), LocalShard(path)
         samples, clips = np.zeros(len(index.samples), SAMPLE_DTYPE), np.zeros(len(index.clips), CLIP_DTYPE)
-        for name in ("key_hash", "json_offset", "json_bytes"):
+        for name in ("key_hash", "json_offset", "json_xxh3", "json_bytes"):
             samples[name] = index.samples[name]
         for name in ("offset", "num_bytes", "crc32"):
             clips[name] = index.clips[name]
-        clips["xxh3"] = [_xxh3_of(tar, row, path) for row in index.clips]
+        clips["xxh3"] = list(_clip_checksums(tar, index, path))
         writer.add(
             tar_bytes=tar.size_bytes,
             edges=edges_digest(tar),
@@ -97,12 +99,21 @@ def _write_set_index(tar_paths: Sequence[Path], description: Mapping[str, Any], 
     writer.publish(raw_description)
 
 
-def _xxh3_of(tar: LocalShard, row: Any, path: Path) -> int:
-    data = tar.read(int(row["offset"]), int(row["num_bytes"]))
-    # What was damaged since it was indexed must not get a right checksum here.
-    if zlib.crc32(data) != int(row["crc32"]):
-        raise ShardError(f"'{path}' changed at byte {row['offset']} since it was indexed; restore it")
-    return xxhash.xxh3_64_intdigest(data)
+def _clip_checksums(tar: LocalShard, index: ShardIndex, path: Path) -> Iterator[int]:
+    """xxh3 of the audio that the metadata names by its sha256: reading compares it in place of that."""
+    stated = (clip["sha256"] for metadata in _metadata_of(path) for clip in metadata["clips"])
+    for row, sha256 in zip(index.clips, stated, strict=True):
+        data = tar.read(int(row["offset"]), int(row["num_bytes"]))
+        # What was damaged since it was indexed must not get a right checksum here.
+        if zlib.crc32(data) != int(row["crc32"]):
+            raise _changed(path, int(row["offset"]))
+        checksum = xxhash.xxh3_64_intdigest(data)
+        # Nor must other audio than the text was written for: these bytes are refused whenever they are read.
+        yield checksum if hashlib.sha256(data).hexdigest() == sha256 else checksum ^ NEVER_EQUAL
+
+
+def _changed(path: Path, offset: int) -> ShardError:
+    return ShardError(f"'{path}' changed at byte {offset} since it was indexed; restore it")
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -172,7 +183,10 @@ def _metadata_of(tar_path: Path) -> Iterator[dict[str, Any]]:
     with tar_path.open("rb") as file:
         for row in samples:
             file.seek(int(row["json_offset"]))
-            yield parse_metadata(file.read(int(row["json_bytes"])))
+            raw = file.read(int(row["json_bytes"]))
+            if xxhash.xxh3_64_intdigest(raw) != int(row["json_xxh3"]):
+                raise _changed(tar_path, int(row["json_offset"]))
+            yield parse_metadata(raw)
 
 
 def _check_keys(hashes: Sequence[np.ndarray[Any, Any]], directory: Path) -> None:

@@ -25,11 +25,19 @@ from qwen_audio_train.shards.scan import scan_tar
 from qwen_audio_train.shards.sources import LocalShard, edges_digest
 
 MAGIC = b"QATIDX\r\n"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+"""1 had no checksum of the metadata."""
 HEADER = struct.Struct("<8sII QQQ 16s8s")
 
 SAMPLE_DTYPE = np.dtype(
-    [("key_hash", "<u8"), ("json_offset", "<u8"), ("json_bytes", "<u4"), ("first_clip", "<u4"), ("num_clips", "<u4")]
+    [
+        ("key_hash", "<u8"),
+        ("json_offset", "<u8"),
+        ("json_xxh3", "<u8"),
+        ("json_bytes", "<u4"),
+        ("first_clip", "<u4"),
+        ("num_clips", "<u4"),
+    ]
 )
 CLIP_DTYPE = np.dtype(
     [("offset", "<u8"), ("num_bytes", "<u4"), ("num_samples", "<u4"), ("crc32", "<u4"), ("encoding", "<u4")]
@@ -64,8 +72,8 @@ def build_index(tar_path: Path) -> ShardIndex:
     sample_rows: list[tuple[int, ...]] = []
     clip_rows: list[tuple[int, ...]] = []
     for sample in scan_tar(tar_path):
-        row = (sample.key_hash, sample.json_offset, sample.json_bytes, len(clip_rows), len(sample.clips))
-        sample_rows.append(row)
+        place = (sample.key_hash, sample.json_offset, sample.json_xxh3, sample.json_bytes)
+        sample_rows.append((*place, len(clip_rows), len(sample.clips)))
         clip_rows.extend(
             (clip.offset, clip.num_bytes, clip.num_samples, clip.crc32, clip.encoding) for clip in sample.clips
         )

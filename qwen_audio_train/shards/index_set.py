@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.contract import DATASET_FILE
-from qwen_audio_train.shards.dataset import describe_set, read_description
+from qwen_audio_train.shards.dataset import describe_set, read_description, read_raw_description
 from qwen_audio_train.shards.index import build_index, index_path, open_index
+from qwen_audio_train.shards.set_index import SET_INDEX_FILE, open_set_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def index_set(
         return IndexedSet(None, *counts, tuple(sorted(problems)))
     name = name or (str(old["name"]) if old else directory.name)
     is_current = old is not None and not to_build and old["name"] == name and _sizes(old) == _sizes_of(tars)
+    is_current = is_current and _is_packed(directory)
     description = old if is_current else describe_set(directory, name, recipe=old.get("recipe") if old else None)
     return IndexedSet(description, *counts, ())
 
@@ -67,6 +69,18 @@ def _old_description(directory: Path) -> dict[str, Any] | None:
         return read_description(directory / DATASET_FILE)
     except ShardError:
         return None  # it is about to be written anew
+
+
+def _is_packed(directory: Path) -> bool:
+    """Whether ``dataset.idx`` is there, of this version, and undamaged."""
+    path, description = directory / SET_INDEX_FILE, directory / DATASET_FILE
+    try:
+        index = open_set_index(path, read_raw_description(description, str(description)), str(path))
+        for number in range(len(index.tables.shards)):
+            index.require_sound_rows(number, str(path))
+    except ShardError:
+        return False
+    return True
 
 
 def _sizes(description: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -17,14 +17,14 @@ import numpy.typing as npt
 import xxhash
 
 from qwen_audio_train.audio.decode import Samples, decode_audio
-from qwen_audio_train.config.remote import RemoteConfig
+from qwen_audio_train.config.remote import RemoteConfig, is_url
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.samples import Clip, Origin
 from qwen_audio_train.shards.contract import DATASET_FILE, key_hash
 from qwen_audio_train.shards.dataset import parse_description, read_raw_description
 from qwen_audio_train.shards.metadata import AnyRecord, build_record, metadata_problems, parse_metadata
-from qwen_audio_train.shards.remote import RemoteFolder, is_remote
-from qwen_audio_train.shards.scan import BLOCK_BYTES
+from qwen_audio_train.shards.remote import RemoteFolder
+from qwen_audio_train.shards.scan import BLOCK_BYTES, key_of_header
 from qwen_audio_train.shards.set_index import REMEDY, SET_INDEX_FILE, open_set_index
 from qwen_audio_train.shards.sources import (
     ByteRange,
@@ -72,7 +72,7 @@ class ShardSet:
                 kind that is not allowed, or its server gives no ranges.
         """
         text = str(path)
-        if is_remote(text):
+        if is_url(text):
             return cls(RemoteFolder(text, remote or RemoteConfig()))
         path = Path(path)
         return cls(LocalFolder(path.parent if path.name == DATASET_FILE else path))
@@ -88,6 +88,11 @@ class ShardSet:
     def name(self) -> str:
         """Name of the set, as errors print it."""
         return str(self.description["name"])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether ``prefetch`` is of use."""
+        return not isinstance(self.source, LocalFolder)
 
     @property
     def split(self) -> str:
@@ -166,22 +171,23 @@ class ShardSet:
         """
         return self._tables.first_clip, self._tables.clip_samples
 
-    def prefetch(self, sample_numbers: Iterable[int]) -> None:
+    def prefetch(self, sample_numbers: Iterable[int], *, with_clips: bool = True) -> None:
         """Hint that these samples will be read soon; returns at once and raises nothing.
 
         A set at a URL fetches their bytes into its cache in the background, neighbours in one request. Call it with
         the next bins of the plan, in their order, in the process that will read them. Does nothing for local sets.
+        ``with_clips``: whether the clips will be read too, or the metadata alone.
         """
-        if isinstance(self.source, LocalFolder):
+        if not self.is_remote:
             return
         ranges: dict[str, list[ByteRange]] = {}
         for i in sample_numbers:
             number = self._locate(i)
-            row, clips = self._tables.samples[i], self._tables.clips[self._clip_span(i)]
+            row, span = self._tables.samples[i], self._clip_span(i) if with_clips else slice(0)
             wanted = ranges.setdefault(self.description["shards"][number]["file"], [])
             json_offset = int(row["json_offset"])
             wanted.append((json_offset - BLOCK_BYTES, json_offset + int(row["json_bytes"])))
-            wanted.extend((int(c["offset"]), int(c["offset"]) + int(c["num_bytes"])) for c in clips)
+            wanted.extend((int(c["offset"]), int(c["offset"]) + int(c["num_bytes"])) for c in self._tables.clips[span])
         self.source.prefetch(ranges)
 
     def read_clip(self, clip: Clip, origin: Origin) -> Samples:
@@ -276,21 +282,19 @@ class ShardSet:
     def _read_metadata(self, i: int) -> tuple[Origin, bytes]:
         number = self._locate(i)
         shard, file_name = self._shard(number), self.description["shards"][number]["file"]
-        indexed_hash, offset, num_bytes, _ = self._tables.samples[i].item()
+        indexed_hash, offset, indexed_xxh3, num_bytes, _ = self._tables.samples[i].item()
         try:
             raw = shard.read(offset - BLOCK_BYTES, BLOCK_BYTES + num_bytes)
         except ReadFailedError as error:
             # Its key would have been in these bytes.
             raise SampleError(Origin(self.name, file_name, f"number {i}"), str(error)) from None
         # The tar's own header stands right before the data: it gives the key, and shows that this is the sample.
-        key = _key_of_header(raw[:BLOCK_BYTES])
+        key = key_of_header(raw[:BLOCK_BYTES])
         if key_hash(key) != indexed_hash or len(raw) != BLOCK_BYTES + num_bytes:
-            raise ShardError(f"'{self.source.where(file_name)}' does not hold at byte {offset} what was indexed; restore it")
-        return Origin(self.name, file_name, key), raw[BLOCK_BYTES:]
-
-
-def _key_of_header(block: bytes) -> str:
-    """Key in the header of a json member; whatever it is of a damaged one, its hash is not the indexed one."""
-    name, prefix = block[:100].split(b"\0", 1)[0], block[345:500].split(b"\0", 1)[0]
-    is_ustar = block[257:263] == b"ustar\0"
-    return (prefix + b"/" + name if prefix and is_ustar else name).decode("utf-8", "replace").removesuffix(".json")
+            raise ShardError(
+                f"'{self.source.where(file_name)}' does not hold at byte {offset} what was indexed; restore it"
+            )
+        origin, raw = Origin(self.name, file_name, key), raw[BLOCK_BYTES:]
+        if xxhash.xxh3_64_intdigest(raw) != indexed_xxh3:
+            raise SampleError(origin, f"checksum of the metadata at byte {offset} differs; restore the shard")
+        return origin, raw

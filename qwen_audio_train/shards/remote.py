@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from qwen_audio_train.config.remote import RemoteConfig
+from qwen_audio_train.config.remote import HTTP_SCHEMES, URL_SCHEMES, RemoteConfig
 from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.contract import DATASET_FILE
 from qwen_audio_train.shards.range_cache import RangeCache, block_runs
@@ -29,8 +29,6 @@ from qwen_audio_train.shards.sources import ByteRange, ReadFailedError
 
 logger = logging.getLogger(__name__)
 
-HTTP_PROTOCOLS = ("http", "https")
-ALLOWED_PROTOCOLS = (*HTTP_PROTOCOLS, "s3", "gs", "az", "abfs")
 MAX_METADATA_FILE_BYTES = 64 << 30
 MAX_JOBS_AHEAD = 256
 BLOCKS_IN_MEMORY = 8
@@ -38,11 +36,6 @@ BLOCKS_IN_MEMORY = 8
 
 T = TypeVar("T")
 _folders: weakref.WeakSet[RemoteFolder] = weakref.WeakSet()
-
-
-def is_remote(location: str) -> bool:
-    """Whether this is a URL rather than a path."""
-    return "://" in location or "::" in location or location.startswith("pipe:")
 
 
 class RemoteShard:
@@ -79,9 +72,9 @@ class RemoteFolder:
 
     def __init__(self, url: str, config: RemoteConfig) -> None:
         protocol = url.partition("://")[0]
-        if "::" in url or protocol not in ALLOWED_PROTOCOLS:
+        if "::" in url or protocol not in URL_SCHEMES:
             raise ShardError(
-                f"'{safe_url(url)}' is no place that sets are read from; a path, or {', '.join(ALLOWED_PROTOCOLS)}://"
+                f"'{safe_url(url)}' is no place that sets are read from; a path, or {', '.join(URL_SCHEMES)}://"
             )
         parts = urlsplit(url)
         path = parts.path.rstrip("/").removesuffix(f"/{DATASET_FILE}")
@@ -199,7 +192,7 @@ class RemoteFolder:
     def _requests(self) -> RangedGet:
         with self._lock:
             if self._getter is None:
-                is_http = self._protocol in HTTP_PROTOCOLS
+                is_http = self._protocol in HTTP_SCHEMES
                 self._getter = HttpGet(self.config) if is_http else ObjectGet(self._protocol, self.config)
             return self._getter
 

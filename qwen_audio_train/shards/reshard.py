@@ -83,7 +83,9 @@ def reshard(
         workers=workers,
         samples_per_shard=samples_per_shard,
     )
-    return write_dataset(_specs(sets, selection, shuffle_seed, to_flac=to_flac), read_stored_clip, options)
+    written = write_dataset(_specs(sets, selection, shuffle_seed, to_flac=to_flac), read_stored_clip, options)
+    assert written is not None, "only a part of several has no description"
+    return written
 
 
 StoredClip = tuple[str, Clip, Origin, bool]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import xxhash
+
 from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.contract import (
     ENCODINGS,
@@ -65,7 +67,7 @@ class ScannedSample:
     key_hash: int
     json_offset: int
     json_bytes: int
-    json_crc32: int
+    json_xxh3: int
     clips: tuple[ScannedClip, ...]
 
 
@@ -226,10 +228,18 @@ def _sample_of(group: list[Member]) -> WholeSample:
         raise ValueError(f"has clip members {sorted(members)}, its metadata states {expected}: incomplete group")
     clips = tuple(_clip_of(members[suffix], clip) for suffix, clip in zip(expected, stated, strict=True))
     key, num_bytes = group[0].key, len(meta_member.data)
-    row = ScannedSample(key, key_hash(key), meta_member.offset, num_bytes, zlib.crc32(meta_member.data), clips)
+    checksum = xxhash.xxh3_64_intdigest(meta_member.data)
+    row = ScannedSample(key, key_hash(key), meta_member.offset, num_bytes, checksum, clips)
     return WholeSample(row, metadata, tuple(members[suffix].data for suffix in expected))
 
 
 def _clip_of(member: Member, stated: dict[str, Any]) -> ScannedClip:
     encoding = ENCODINGS.index(stated["encoding"])
     return ScannedClip(member.offset, len(member.data), stated["num_samples"], zlib.crc32(member.data), encoding)
+
+
+def key_of_header(block: bytes) -> str:
+    """Key in the header of a json member; whatever it is of a damaged one, its hash is not the indexed one."""
+    name, prefix = block[:100].split(b"\0", 1)[0], block[345:500].split(b"\0", 1)[0]
+    is_ustar = block[257:263] == b"ustar\0"
+    return (prefix + b"/" + name if prefix and is_ustar else name).decode("utf-8", "replace").removesuffix(".json")

@@ -19,13 +19,13 @@ from urllib.parse import urlsplit, urlunsplit
 import webdataset
 import webdataset.tariterators
 
-from qwen_audio_train.config.remote import RemoteConfig
+from qwen_audio_train.config.remote import RemoteConfig, is_url
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.samples import Clip, Origin
 from qwen_audio_train.shards.contract import SHARD_NAME_PATTERN, clip_suffix
 from qwen_audio_train.shards.metadata import AnyRecord, build_record, parse_metadata
 from qwen_audio_train.shards.ranged_get import safe_url
-from qwen_audio_train.shards.remote import RemoteFolder, is_remote
+from qwen_audio_train.shards.remote import RemoteFolder
 from qwen_audio_train.shards.scan import ScannedSample, scan_tar
 
 MAX_TAR_BYTES = 64 << 30
@@ -62,7 +62,7 @@ def read_sequentially(
             raise ShardError(f"'{safe_url(str(tar))}': illegal shard name; letters, digits and _ . + - only")
         with tempfile.TemporaryDirectory(prefix="sequential-") as folder:
             path = Path(folder) / name
-            if is_remote(str(tar)):
+            if is_url(str(tar)):
                 _fetch(str(tar), path, remote or RemoteConfig())
             elif Path(tar).is_file():
                 path = Path(tar)

@@ -25,8 +25,8 @@ from qwen_audio_train.shards.files import publish_file, temporary_path
 
 SET_INDEX_FILE = "dataset.idx"
 MAGIC = b"QATSET\r\n"
-SET_INDEX_VERSION = 2
-"""1 were sets without this file, whose shards were all opened one by one."""
+SET_INDEX_VERSION = 3
+"""1 were sets without this file, whose shards were all opened one by one; 2 had no checksum of the metadata."""
 HEADER = struct.Struct("<8sII QQQ 16s16s")
 HEADER_BYTES = HEADER.size + 16
 MAX_ROWS = 1 << 40
@@ -34,7 +34,9 @@ MAX_ROWS = 1 << 40
 SHARD_DTYPE = np.dtype(
     [("first_sample", "<u8"), ("first_clip", "<u8"), ("tar_bytes", "<u8"), ("edges", "V16"), ("rows", "V16")]
 )
-SAMPLE_DTYPE = np.dtype([("key_hash", "<u8"), ("json_offset", "<u8"), ("json_bytes", "<u4"), ("unused", "<u4")])
+SAMPLE_DTYPE = np.dtype(
+    [("key_hash", "<u8"), ("json_offset", "<u8"), ("json_xxh3", "<u8"), ("json_bytes", "<u4"), ("unused", "<u4")]
+)
 CLIP_DTYPE = np.dtype([("offset", "<u8"), ("xxh3", "<u8"), ("num_bytes", "<u4"), ("crc32", "<u4")])
 
 REMEDY = "rebuild it with scripts/check_shards.py --reindex"

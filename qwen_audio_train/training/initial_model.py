@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
 
 from qwen_audio_train.config.model import DemoLanguageModelConfig, ModelConfig, ModelSize
@@ -39,20 +38,21 @@ def initial_model(config: StageConfig, ranks: Ranks) -> str:
             save_built(load_model(source), load_processor(source), folder)
         else:
             logger.info("Building %s from parts", config.model.size.value)
-            model, processor = build(config.model, _sets(config), seed=config.run.seed)
+            texts = (text for set_ in _sets(config) for text in texts_of(set_, remote=config.data.remote))
+            model, processor = build(config.model, texts, seed=config.run.seed)
             save_built(model, processor, folder)
     ranks.wait()
     return str(folder)
 
 
-def build(model: ModelConfig, train_sets: Sequence[str], *, seed: int) -> Built:
-    """A fresh model of one of the sizes, and its processor."""
+def build(model: ModelConfig, texts: Iterable[str], *, seed: int) -> Built:
+    """A fresh model of one of the sizes, and its processor. ``texts``: what a tokenizer is trained on."""
     match model.size:
         case ModelSize.tiny:
             return sizes.build_tiny(seed=seed, languages=model.languages)
         case ModelSize.demo:
             return sizes.build_demo(
-                _units(chain.from_iterable(map(texts_of, train_sets)), joins_characters=model.demo_lm.joins_characters),
+                _units(texts, joins_characters=model.demo_lm.joins_characters),
                 language_model=_new_language_model(model.demo_lm),
                 phrases=fixed_phrases(),
                 whisper=model.whisper,
@@ -65,7 +65,7 @@ def build(model: ModelConfig, train_sets: Sequence[str], *, seed: int) -> Built:
             )
 
 
-def _units(texts: Iterator[str], *, joins_characters: bool) -> Iterator[str]:
+def _units(texts: Iterable[str], *, joins_characters: bool) -> Iterable[str]:
     """What a BPE is trained on: texts, or single characters, whose bytes are then all that it can join."""
     return texts if joins_characters else (character for text in texts for character in text)
 
@@ -95,7 +95,13 @@ def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClip
         model = load_model(source).eval()
         # One folder: it is named after the encoder, and clips in it after their content.
         *_, encoded = [
-            encode_set(model, train_set, config.data.cache_dir, shows_progress=config.tracking.progress_bar)
+            encode_set(
+                model,
+                train_set,
+                config.data.cache_dir,
+                remote=config.data.remote,
+                shows_progress=config.tracking.progress_bar,
+            )
             for train_set in _sets(config)
         ]
         note.write_text(str(encoded.folder.absolute()), encoding="utf-8")

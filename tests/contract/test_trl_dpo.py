@@ -13,6 +13,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio, TokenScores
+from qwen_audio_train.pipeline.batches import Draw
 from qwen_audio_train.training.dpo_trainer import _answer_by_own_forward
 from tests import builders
 
@@ -83,7 +84,7 @@ def test_metrics_are_lists_of_a_number_a_micro_batch_except_a_running_token_coun
     trainer.model.train()  # metrics are kept by the model's mode
     builder = trainer.batches.builder
     for samples in ([0, 1], [2], []):
-        trainer.compute_loss(trainer.model, builder.build(samples, 0), num_items_in_batch=3)
+        trainer.compute_loss(trainer.model, builder.build([Draw(0, i, 0) for i in samples]), num_items_in_batch=3)
     metrics = trainer._metrics["train"]
     assert all(len(values) == 3 for name, values in metrics.items() if name != "num_tokens"), metrics
     assert len(metrics["num_tokens"]) == 1
@@ -103,7 +104,7 @@ def test_metrics_are_means_over_pairs_not_over_micro_batches(workshop, tmp_path)
 
     def logged(*bins: list[int]) -> dict[str, float]:
         for samples in bins:
-            trainer.compute_loss(trainer.model, builder.build(samples, 0), num_items_in_batch=4)
+            trainer.compute_loss(trainer.model, builder.build([Draw(0, i, 0) for i in samples]), num_items_in_batch=4)
         logs = {"loss": 1.0}
         trainer.log(logs)
         return logs

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from qwen_audio_train.pipeline.batches import Draw, PlannedBatches, source_seed
+from qwen_audio_train.pipeline.batches import PlannedBatches, source_seed
+from qwen_audio_train.pipeline.loading import Draw
 from qwen_audio_train.pipeline.quarantine import Limits, MicroBatch, Quarantine
 from qwen_audio_train.plan.budget import Budget
 from qwen_audio_train.plan.sources import Source

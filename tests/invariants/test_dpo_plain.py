@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
-from qwen_audio_train.pipeline.batches import Draw
+from qwen_audio_train.pipeline.loading import Draw
 from qwen_audio_train.pipeline.quarantine import Limits, Quarantine
 from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
 from qwen_audio_train.training.runtime import Ranks

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_audio_train.pipeline.batches import Draw
+from qwen_audio_train.pipeline.loading import Draw
 
 CUTS = {
     "one bin": [0, 4],

@@ -58,9 +58,9 @@ class Recorder:
         own = ("checkpoint.every_steps=2", "checkpoint.keep_last=9", *OVERRIDES[stage], *overrides)
         return self.workshop.config(stage, folder, *own, model="dropout", steps=STEPS)
 
-    def run(self, stage: str, folder: Path, callback: TrainerCallback | None = None) -> Run:
+    def run(self, stage: str, folder: Path, callback: TrainerCallback | None = None, *overrides: str) -> Run:
         self.samples.clear()
-        config = self.config(stage, folder)
+        config = self.config(stage, folder, *overrides)
         trainer = self.workshop.trainer(stage, config)
         if callback is not None:
             trainer.add_callback(callback)
@@ -113,6 +113,35 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(recorder, unbroken, tmp
     whole = unbroken(stage)
     folder = broken_after(whole, 4, tmp_path / "broken")
     assert_goes_on_alike(whole, recorder.run(stage, folder), 4)
+
+
+def of_nine(run: Run, *steps: int) -> list[list[Any]]:
+    """Samples of some steps of a run of nine."""
+    bins = len(run.samples) // 9
+    return [samples for step in steps for samples in run.samples[step * bins : (step + 1) * bins]]
+
+
+def test_a_run_that_leaves_steps_out_resumes_to_the_same_steps(recorder, tmp_path):
+    """Before, inside and behind the gap: after 2 steps of 6 the next two of the plan are left out."""
+    skips = "data.skip_steps=[[1,1],[3,4]]"
+    whole = recorder.run("sft", tmp_path / "whole", None, skips)
+    plain = recorder.run("sft", tmp_path / "plain", None, "run.max_steps=9")
+    assert whole.samples == of_nine(plain, 0, 2, 5, 6, 7, 8)
+    for taken in (2, 4):
+        folder = broken_after(whole, taken, tmp_path / f"after-{taken}")
+        assert_goes_on_alike(whole, recorder.run("sft", folder, None, skips), taken)
+
+
+def test_steps_can_be_left_out_from_a_resume_on(recorder, unbroken, tmp_path):
+    """The checkpoint after step 2 knows of no gap; the one after step 4 stands behind it."""
+    plain = recorder.run("sft", tmp_path / "plain", None, "run.max_steps=9")
+    folder = broken_after(unbroken("sft"), 2, tmp_path / "broken")
+    skips = "data.skip_steps=[[3,5]]"
+    resumed = recorder.run("sft", folder, None, skips)
+    assert resumed.samples == of_nine(plain, 2, 6, 7, 8)
+    again = recorder.run("sft", broken_after(resumed, 4, tmp_path / "again"), None, skips)
+    assert again.samples == of_nine(plain, 7, 8)
+    assert again.lines == resumed.lines
 
 
 def test_dropout_makes_a_run_depend_on_its_random_state(recorder, unbroken, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_maps_class_codes_to_names(release: Path, tmp_path: Path) -> None:
     skipped = skipped_of(folder)
     assert skipped["m0012_0_sigh"] == "label '/m/01b_21' (cough) of a file named m0012_0_sigh.wav"
     assert skipped["f0003_0_cough"] == "label '/m/unknown' (unknown) of a file named f0003_0_cough.wav"
-    assert "do not decode as wav" in skipped["f0003_0_sniff"]
+    assert "wav without a data chunk" in skipped["f0003_0_sniff"]
     assert "No such file" in skipped["f0003_0_sneeze"]
     assert "unknown form of file name" in skipped["entry-6"]
     assert len(skipped) == 5

@@ -18,6 +18,9 @@ from qwen_audio_train.pipeline.clips import EncodedSource, MelSource
 from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set, fill
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
+from qwen_audio_train.training.initial_model import encoded_clips
+from qwen_audio_train.training.runtime import Ranks
+from tests import sets
 
 CPU = torch.device("cpu")
 ONE = torch.device("meta")  # not a CPU: one lane
@@ -144,3 +147,35 @@ def test_two_processes_do_not_fill_at_the_same_time(model, shards, tmp_path):
     for thread in runs:
         thread.join()
     assert len(filled) == 2
+
+
+def test_every_source_of_a_mixture_is_encoded_and_equals_its_clips(workshop, model, tmp_path):
+    """Two sets that share clips, one of them filtered."""
+    more = sets.pretrain_set(tmp_path / "more", num_samples=30)
+    sources = (
+        f"a: {{set: {workshop.folder / 'pretrain'}, weight: 2}}, b: {{set: {more}, weight: 1, tasks: [translate]}}"
+    )
+    overrides = (f"+data.sources={{{sources}}}", f"data.cache_dir={tmp_path / 'cache'}", "trainable=llm")
+    config = workshop.config(
+        "pretrain", tmp_path / "run", "data.train=''", *overrides, "data.encode_once=true", steps=12
+    )
+    (tmp_path / "run").mkdir()
+    source = str(workshop.folder / "model")
+    encoded = encoded_clips(config, source, Ranks(rank=0, world=1, uses_cpu=True))
+    processor = load_processor(source)
+    live, kept = (stage_batches(config, Front.of(processor, e), rank=0, world=1) for e in (None, encoded))
+    seen = set()
+    for planned, a, b in zip(kept.bins(), live.loader(), kept.loader(), strict=True):
+        assert b.failures == ()
+        seen |= set(zip(planned.sources.tolist(), planned.samples.tolist(), strict=True))
+        with torch.no_grad():
+            torch.testing.assert_close(model(**b).log_probs, model(**a).log_probs, rtol=1e-5, atol=1e-5)
+    assert {number for number, _ in seen} == {0, 1}
+    digests = [c.sha256 for f in (workshop.folder / "pretrain", more) for c in clips_of(ShardSet.open(f))]
+    kept_clips = json.loads((encoded.folder / "index.json").read_text())["clips"]
+    assert sorted(kept_clips) == sorted(set(digests)), "each clip once"
+    assert len(set(digests)) < len(digests)
+
+
+def clips_of(shards):
+    return [clip for i in range(len(shards)) for clip in shards.record(i).clips]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from qwen_audio_train.audio.decode import encode_flac
 from qwen_audio_train.config.load import compose
 from qwen_audio_train.errors import CheckpointError, ConfigError, SampleError, ShardError
 from qwen_audio_train.model.load import load_processor
-from qwen_audio_train.pipeline.batches import BatchBuilder, Draw
+from qwen_audio_train.pipeline.batches import BatchBuilder
+from qwen_audio_train.pipeline.loading import Draw
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.shards.reader import ShardSet
@@ -172,17 +174,91 @@ def test_augmented_bins_keep_to_the_budget(configured, front):
         assert batch.failures == ()
 
 
+NOISY = "s: {set: @speech, augment: {noise: {shard_set: %s, probability: 1, snr_db_min: 10, snr_db_max: 10}}}"
+
+
+def noise_set(folder: Path) -> Path:
+    """Two long noises."""
+    with ShardWriter(folder, folder.name, split="train", license="CC0-1.0") as writer:
+        for i in range(2):
+            fields = {"task": "sound", "audio_language": "zxx", "text_language": "en", "text": "noise"}
+            writer.write(f"n-{i}", [(encode_flac(noise_clip(40_000, seed=90 + i)), "flac")], {**SHARED, **fields})
+    return folder
+
+
+def test_noise_comes_from_its_set_at_the_ratio_asked_for(configured, front, folder, tmp_path):
+    noises = ShardSet.open(noise_set(tmp_path / "noises"))
+    batches = stage_batches(configured(NOISY % (tmp_path / "noises")), front, rank=0, world=1)
+    (source,) = batches.builder.sources
+    heard = []
+    log_mel = source.clips.log_mel
+
+    def listening(samples):
+        heard.append(samples)
+        return log_mel(samples)
+
+    spied = replace(source, clips=replace(source.clips, log_mel=listening))
+    builder = replace(batches.builder, sources=(spied,), is_strict=True)
+    speech, places = ShardSet.open(folder / "speech"), set()
+    for sample, epoch in [(sample, epoch) for sample in range(4) for epoch in range(3)]:
+        builder.build([Draw(0, sample, epoch)])
+        record = speech.record(sample)
+        clean = speech.read_clip(record.clips[0], record.origin)
+        added = heard.pop() - clean
+        power_ratio = np.mean(np.square(clean, dtype=np.float64)) / np.mean(np.square(added, dtype=np.float64))
+        assert 10 * np.log10(power_ratio) == pytest.approx(10, abs=1e-3)
+        places.add(place_in(noises, added))
+    assert {number for number, _ in places} == {0, 1}, "both noises"
+    assert len(places) > 8, "another stretch for each sample and epoch"
+
+
+def place_in(noises: ShardSet, added: np.ndarray) -> tuple[int, int]:
+    """Which noise ``added`` is a scaled stretch of, and where it begins."""
+    for number in range(len(noises)):
+        record = noises.record(number)
+        noise = noises.read_clip(record.clips[0], record.origin)
+        first = int(np.argmax(np.correlate(noise, added, "valid")))
+        stretch = noise[first : first + len(added)]
+        if np.corrcoef(stretch, added)[0, 1] > 0.999:
+            return number, first
+    raise AssertionError("not of this set")
+
+
+def test_noise_is_the_same_in_worker_processes(configured, front, tmp_path):
+    batches = stage_batches(configured(NOISY % noise_set(tmp_path / "noises"), steps=2), front, rank=0, world=1)
+    here = [batch["mels"] for batch in batches.loader()]
+    batches.num_workers = 1
+    assert all(map(torch.equal, here, [batch["mels"] for batch in batches.loader()]))
+    quiet = stage_batches(configured("s: {set: @speech}", steps=2), front, rank=0, world=1)
+    assert not any(map(torch.equal, here, [batch["mels"] for batch in quiet.loader()]))
+
+
+def test_a_noise_that_cannot_be_had_is_named_and_leaves_the_slot_empty(configured, front, tmp_path):
+    noises = noise_set(tmp_path / "noises")
+    flip_a_byte(ShardSet.open(noises), 0)
+    flip_a_byte(ShardSet.open(noises), 1)
+    batches = stage_batches(configured(NOISY % noises), front, rank=0, world=1)
+    (failure,) = batches.builder.build([Draw(0, 3, 0)]).failures
+    assert (failure.source, failure.sample, failure.dataset) == ("s", 3, "noises")
+    assert failure.key in ("n-0", "n-1")
+    assert "checksum" in failure.reason
+
+
+def flip_a_byte(shards: ShardSet, number: int) -> None:
+    """Damage a sample's clip."""
+    (clip,) = shards.clips(number)
+    with clip.shard_path.open("r+b") as file:
+        file.seek(clip.offset_bytes + clip.num_bytes // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+
+
 def damaged(folder: Path, *numbers: int) -> Path:
     """A set of 24 in which a byte of each of these samples' clips is flipped."""
     sets.pretrain_set(folder, num_samples=24)
-    shards = ShardSet.open(folder)
     for number in numbers:
-        (clip,) = shards.clips(number)
-        with clip.shard_path.open("r+b") as file:
-            file.seek(clip.offset_bytes + clip.num_bytes // 2)
-            byte = file.read(1)[0]
-            file.seek(-1, 1)
-            file.write(bytes([byte ^ 1]))
+        flip_a_byte(ShardSet.open(folder), number)
     return folder
 
 

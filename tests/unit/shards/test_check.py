@@ -12,6 +12,9 @@ from qwen_audio_train.audio.decode import encode_flac
 from qwen_audio_train.shards.check import check_set
 from qwen_audio_train.shards.index import HEADER, SAMPLE_DTYPE, index_path
 from qwen_audio_train.shards.reader import ShardSet
+from qwen_audio_train.shards.set_index import CLIP_DTYPE as SET_CLIP_DTYPE
+from qwen_audio_train.shards.set_index import HEADER_BYTES, SET_INDEX_FILE, SetIndexWriter, open_set_index
+from qwen_audio_train.shards.set_index import SAMPLE_DTYPE as SET_SAMPLE_DTYPE
 from qwen_audio_train.shards.writer import EncodedClip, ShardWriter
 from scripts.check_shards import main
 from tests.unit.shards.conftest import flac, pretrain, write_toy_set
@@ -82,6 +85,96 @@ def test_an_index_that_points_elsewhere_is_found(toy_set: ShardSet) -> None:
     path.write_bytes(raw)
     (finding,) = check_set(toy_set.directory).errors
     assert finding.reason.startswith("index and tar disagree")
+
+
+TABLES = ("shards", "first_clip", "clip_samples", "samples", "clips")
+
+
+def table_spans(directory: Path) -> dict[str, tuple[int, int]]:
+    """First byte and size of each table in dataset.idx."""
+    path = directory / SET_INDEX_FILE
+    raw = np.memmap(path, np.uint8, "r")
+    tables = open_set_index(path, (directory / "dataset.json").read_bytes(), "here").tables
+    sizes = [getattr(tables, name).nbytes for name in TABLES]
+    starts, start = [], HEADER_BYTES
+    for size in sizes:
+        starts.append(start)
+        start = -(-(start + size) // 8) * 8
+    assert starts[-1] + sizes[-1] == len(raw)
+    return {name: (start, size) for name, start, size in zip(TABLES, starts, sizes, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["header", *TABLES])
+def test_a_flipped_byte_in_any_table_of_the_packed_index_is_found(toy_set: ShardSet, name: str) -> None:
+    path = toy_set.directory / SET_INDEX_FILE
+    whole = path.read_bytes()
+    start, size = (0, HEADER_BYTES) if name == "header" else table_spans(toy_set.directory)[name]
+    for position in range(start, start + size, 7):
+        raw = bytearray(whole)
+        raw[position] ^= 4
+        path.write_bytes(raw)
+        errors = check_set(toy_set.directory).errors
+        assert errors, position
+        assert all("dataset.idx" in finding.reason for finding in errors)
+
+
+FIELDS = [("first_clip", ""), ("clip_samples", ""), *(("samples", n) for n in SET_SAMPLE_DTYPE.names if n != "unused")]
+FIELDS += [("clips", n) for n in SET_CLIP_DTYPE.names] + [("shards", "tar_bytes"), ("shards", "edges")]
+
+
+@pytest.mark.parametrize(("table", "field"), FIELDS)
+def test_a_packed_index_that_is_sound_in_itself_is_compared_with_the_tar(
+    toy_set: ShardSet, table: str, field: str
+) -> None:
+    """Every checksum of the file is right, as if another program had written it."""
+    path, raw_description = toy_set.directory / SET_INDEX_FILE, (toy_set.directory / "dataset.json").read_bytes()
+    tables = open_set_index(path, raw_description, "here").tables
+    writer = SetIndexWriter(path, num_shards=2, num_samples=6, num_clips=7)
+    for number in range(2):
+        (first, last), (first_clip, last_clip) = tables.bounds(number)
+        row = tables.shards[number]
+        given = {
+            "tar_bytes": int(row["tar_bytes"]),
+            "edges": row["edges"].tobytes(),
+            "num_clips": np.diff(tables.first_clip[first : last + 1]),
+            "clip_samples": tables.clip_samples[first_clip:last_clip].copy(),
+            "samples": tables.samples[first:last].copy(),
+            "clips": tables.clips[first_clip:last_clip].copy(),
+        }
+        if number == 1:
+            if table == "shards":
+                given[field] = given[field] + 1 if field == "tar_bytes" else given[field][::-1]
+            elif table == "first_clip":
+                given["num_clips"] = given["num_clips"][::-1].copy()
+            elif field:
+                given[table][field][0] ^= 1
+            else:
+                given[table][0] ^= 1
+        writer.add(**given)
+    writer.publish(raw_description)
+    (finding,) = check_set(toy_set.directory).errors
+    assert finding.shard == "toy-000001.tar"
+    assert finding.reason.startswith("dataset.idx ")
+
+
+def test_a_letter_of_the_metadata_that_changed_is_found(toy_set: ShardSet) -> None:
+    path = toy_set.directory / "toy-000000.tar"
+    path.write_bytes(path.read_bytes().replace(b"text 1", b"text 9"))
+    assert [finding.reason.split(";")[0] for finding in check_set(toy_set.directory).errors if not finding.key][:2] == [
+        "index and tar disagree",
+        "dataset.idx and tar disagree",
+    ]
+
+
+def test_one_sample_of_bad_metadata_does_not_accuse_the_index(tmp_path: Path) -> None:
+    directory = write_toy_set(tmp_path / "toy", num_samples=12, samples_per_shard=12)
+    path = directory / "toy-000000.tar"
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b'"text":"text 4"', b'"texx":"text 4"'))
+    assert path.read_bytes() != raw
+    errors = check_set(directory).errors
+    assert [finding.key for finding in errors if finding.key] == ["en/clip_4"]
+    assert not [finding for finding in errors if "disagree" in finding.reason]
 
 
 def test_limit_and_json(toy_set: ShardSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,21 @@ def test_keeps_what_is_finished(tars: Path) -> None:
     assert index_set(tars, rebuild=True).num_built == 2
 
 
+@pytest.mark.parametrize("position", [0, -1, None])
+def test_a_packed_index_that_is_damaged_or_missing_is_written_anew(tars: Path, position: int | None) -> None:
+    index_set(tars)
+    path = tars / "dataset.idx"
+    whole = path.read_bytes()
+    if position is None:
+        path.unlink()
+    else:
+        raw = bytearray(whole)
+        raw[position] ^= 1
+        path.write_bytes(raw)
+    assert index_set(tars).num_kept == 2
+    assert path.read_bytes() == whole
+
+
 def test_a_refused_tar_is_named_and_the_rest_is_indexed(tars: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tars / "toy-000000.tar"
     path.write_bytes(path.read_bytes()[:5000])

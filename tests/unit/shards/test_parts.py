@@ -108,7 +108,7 @@ def test_what_a_killed_finish_left_is_finished(options: SetOptions, monkeypatch:
             write_dataset([], read_clip, replace(options, finish=True))
     write_dataset([], read_clip, replace(options, finish=True))
     kinds = {"".join(path.suffixes) for path in options.directory.iterdir()}
-    assert kinds == {".tar", ".tar.idx", ".json", ".jsonl"}
+    assert kinds == {".tar", ".tar.idx", ".idx", ".json", ".jsonl"}
     assert len((options.directory / "skipped.jsonl").read_text().splitlines()) == 5
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from pathlib import Path
@@ -73,6 +74,15 @@ def test_a_lost_count_is_made_anew(tmp_path: Path) -> None:
         assert bytes_of(tmp_path) <= CAP_BYTES
 
 
+def bytes_there(folder: Path) -> int:
+    """While another process takes files away."""
+    total = 0
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            total += entry.stat().st_size
+    return total
+
+
 def _fill(arguments: tuple[Path, int]) -> int:
     directory, worker = arguments
     cache, most = RangeCache(directory, CAP_BYTES), 0
@@ -83,7 +93,7 @@ def _fill(arguments: tuple[Path, int]) -> int:
         cache.write(KEY, number, payload)
         cache.write("cd" * 16, 1000 * worker + number, payload)
         if number % 5 == 0:
-            most = max(most, sum(entry.stat().st_size for entry in os.scandir(directory / "blocks" / "ab")))
+            most = max(most, bytes_there(directory / "blocks" / "ab"))
     return most
 
 

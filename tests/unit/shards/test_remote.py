@@ -14,14 +14,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from qwen_audio_train.config.remote import RemoteConfig
+from qwen_audio_train.config.remote import URL_SCHEMES, RemoteConfig
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.shards import remote
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.shards.remote import RemoteFolder
-from tests.unit.shards import http_server
+from tests import http_server
+from tests.http_server import FileServer
 from tests.unit.shards.conftest import write_toy_set
-from tests.unit.shards.http_server import FileServer
 
 OpenSet = Callable[..., ShardSet]
 BLOCK_BYTES = 1024
@@ -305,7 +305,7 @@ class TestObjectStores:
 
     @pytest.fixture
     def bucket(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-        monkeypatch.setattr(remote, "ALLOWED_PROTOCOLS", (*remote.ALLOWED_PROTOCOLS, "memory"))
+        monkeypatch.setattr(remote, "URL_SCHEMES", (*URL_SCHEMES, "memory"))
         memory = fsspec.filesystem("memory")
         for path in write_toy_set(tmp_path / "toy").iterdir():
             memory.pipe_file(f"/bucket/toy/{path.name}", path.read_bytes())

@@ -13,9 +13,9 @@ from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.shards.sequential import read_sequentially
-from tests.unit.shards import http_server
+from tests import http_server
+from tests.http_server import FileServer
 from tests.unit.shards.conftest import write_toy_set
-from tests.unit.shards.http_server import FileServer
 
 CONFIG = RemoteConfig(retries=2, backoff_seconds=0.001, timeout_seconds=0.3)
 

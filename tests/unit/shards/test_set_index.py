@@ -8,7 +8,7 @@ import pytest
 
 from qwen_audio_train.errors import ShardError
 from qwen_audio_train.shards.dataset import describe_set
-from qwen_audio_train.shards.index import open_index
+from qwen_audio_train.shards.index import index_path, open_index
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.shards.set_index import HEADER_BYTES, SET_INDEX_FILE, SHARD_DTYPE, open_set_index
 from tests.unit.shards.conftest import write_toy_set
@@ -31,7 +31,7 @@ def test_agrees_with_the_indexes_of_the_shards(directory: Path) -> None:
     apart = [open_index(path) for path in sorted(directory.glob("*.tar"))]
     for number, shard in enumerate(apart):
         (first, last), (first_clip, last_clip) = tables.bounds(number)
-        for name in ("key_hash", "json_offset", "json_bytes"):
+        for name in ("key_hash", "json_offset", "json_xxh3", "json_bytes"):
             np.testing.assert_array_equal(tables.samples[first:last][name], shard.samples[name])
         for name in ("offset", "num_bytes", "crc32"):
             np.testing.assert_array_equal(tables.clips[first_clip:last_clip][name], shard.clips[name])
@@ -93,4 +93,15 @@ def test_describing_refuses_a_clip_damaged_since_it_was_indexed(directory: Path)
         file.seek(clip.offset_bytes + 100)
         file.write(b"XXXX")
     with pytest.raises(ShardError, match=f"changed at byte {clip.offset_bytes} since it was indexed"):
+        describe_set(directory, "toy")
+
+
+def test_describing_refuses_metadata_changed_since_it_was_indexed(directory: Path) -> None:
+    tar = directory / "toy-000000.tar"
+    raw = bytearray(tar.read_bytes())
+    raw[raw.index(b"text 1") + 5] ^= 1
+    index = index_path(tar)
+    tar.write_bytes(raw)  # far from the ends, so that only the checksum tells
+    assert index.exists()
+    with pytest.raises(ShardError, match="since it was indexed"):
         describe_set(directory, "toy")

@@ -1,0 +1,86 @@
+"""From the plan's bins to a DataLoader's workers, each of which is told which bin it will get next.
+
+A loader deals its bins out to the workers in turn, so the next bin of a worker is as many bins further on as there are
+workers: it can fetch that bin's bytes while it makes the one before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from torch.utils.data import Dataset, Sampler
+
+from qwen_audio_train.pipeline.quarantine import MicroBatch
+from qwen_audio_train.plan.windows import Bin
+
+
+class Draw(NamedTuple):
+    """One slot of a bin: which sample of which source, the how-many-th time."""
+
+    source: int
+    sample: int
+    epoch: int
+
+
+class Job(NamedTuple):
+    """What a worker gets."""
+
+    planned: Bin
+    following: Bin | None
+    """The bin that the same worker gets next; None where it need not know, and after the last."""
+
+
+class Builder(Protocol):
+    """Draws -> one batch."""
+
+    def build(self, draws: Sequence[Draw]) -> MicroBatch:
+        """The batch of a bin."""
+
+    def prefetch(self, draws: Sequence[Draw]) -> None:
+        """Hint that this bin will be built next."""
+
+
+def jobs(bins: Iterator[Bin], ahead: int) -> Iterator[Job]:
+    """Each bin with the one that comes ``ahead`` bins after it; with ``ahead`` 0 none, and nothing is planned early."""
+    if ahead == 0:
+        yield from (Job(planned, None) for planned in bins)
+        return
+    waiting: deque[Bin] = deque()
+    for following in bins:
+        if len(waiting) == ahead:
+            yield Job(waiting.popleft(), following)
+        waiting.append(following)
+    yield from (Job(planned, None) for planned in waiting)
+
+
+class BinReader(Dataset[MicroBatch]):
+    """All that a worker process gets: it knows nothing of the plan."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+
+    def __getitem__(self, job: Job) -> MicroBatch:
+        if job.following is not None:
+            self._builder.prefetch(_draws(job.following))
+        return self._builder.build(_draws(job.planned))
+
+
+class JobSampler(Sampler[Job]):
+    """Walks the jobs; starts over with each iterator."""
+
+    def __init__(self, walk: Callable[[], Iterator[Job]], length: int) -> None:
+        self._walk = walk
+        self._length = length
+
+    def __iter__(self) -> Iterator[Job]:
+        return self._walk()
+
+    def __len__(self) -> int:
+        return self._length
+
+
+def _draws(planned: Bin) -> list[Draw]:
+    columns = (planned.sources.tolist(), planned.samples.tolist(), planned.epochs.tolist())
+    return [Draw(*draw) for draw in zip(*columns, strict=True)]
