@@ -15,7 +15,6 @@ import webdataset
 
 from qwen_audio_train.shards.reader import ShardSet
 
-
 Rates = dict[str, dict[str, list[float]]]
 
 
