@@ -137,7 +137,9 @@ def show(run: Path) -> None:
     """The table and where everything lies."""
     summary = report.read_summary(run / "summary.json")
     print(report.table(summary))
-    print(f"Steps of the script: {sum(summary.seconds.values()):.0f} s in all")
+    if summary.whisper_base.num_clips is not None:
+        print(f"Whisper-base: its own decoder on {summary.whisper_base.num_clips} of the clips")
+    print(f"Steps added up: {sum(summary.seconds.values()):.0f} s (some ran side by side)")
     for name in ("summary.json", "report.html", "export/adapter", "export/merged"):
         print(f"  {run / name}")
 

@@ -73,10 +73,12 @@ class ChanceScores(StageScores):
 
 @dataclass(frozen=True, kw_only=True)
 class WhisperScores:
-    """Whisper-base's own decoder on the same clips."""
+    """Whisper-base's own decoder on the same clips, or on some of them."""
 
     cer: Mapping[str, float | None] = field(default_factory=dict)
     wer_en: float | None = None
+    num_clips: int | None = None
+    """Of how many clips the rates are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,8 @@ from qwen_audio_train.shards.reader import ShardSet
 
 logger = logging.getLogger(__name__)
 
-FRAMES_AT_ONCE = 6000
-"""20 ms encoder frames of one run of the encoder while filling."""
+FRAMES_AT_ONCE = 2000
+"""20 ms encoder frames of one run of the encoder while filling: what stays near a core's caches."""
 
 Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -36,7 +36,7 @@ from qwen_audio_train.shards.sources import (
 )
 from qwen_audio_train.shards.writer import clip_length_problem
 
-MAX_OPEN_SHARDS = 128
+MAX_OPEN_SHARDS = 512
 
 
 class ShardSet:

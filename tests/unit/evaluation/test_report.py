@@ -34,7 +34,7 @@ def test_shape_of_the_file(tmp_path: Path, summary: Summary) -> None:
     for stage in ("untrained", "pretrain", "sft"):
         assert list(content[stage]) == STAGE_KEYS
     assert list(content["dpo"]) == [*STAGE_KEYS, "reward_accuracy", "reward_margin"]
-    assert list(content["whisper_base"]) == ["cer", "wer_en"]
+    assert list(content["whisper_base"]) == ["cer", "wer_en", "num_clips"]
     assert content["dpo"]["reward_margin"] == 1.7
     assert content["untrained"]["wer_en"] is None
     assert content["seconds"] == {"data": 63.0, "pretrain": 312.5}
