@@ -80,7 +80,10 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         start_step = trainer.batches.start_step
         writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
     trainer.add_callback(Progress(title, writer, shows_bar=config.tracking.progress_bar))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    finally:
+        trainer.stopper.release()
     if writer is not None:
         writer.close()
     if trainer.state.global_step < trainer.batches.num_steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from typing import Any
 
@@ -21,6 +22,7 @@ class GracefulStop(TrainerCallback):
         self.wanted = False
         self.agreed = False
         self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Listen."""
@@ -35,10 +37,19 @@ class GracefulStop(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Hand signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self.release()
+
+    def release(self) -> None:
+        """Hand signals back; also for a run that ended by an error, which the library tells no callback."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def _note(self, number: int, _frame: Any) -> None:
+        if os.getpid() != self._process:
+            # A forked process (a DataLoader's worker) inherits the handler, but not the run: it ends as if there were none.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = True
