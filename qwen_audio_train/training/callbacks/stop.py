@@ -46,7 +46,7 @@ class GracefulStop(TrainerCallback):
 
     def _note(self, number: int, _frame: Any) -> None:
         if os.getpid() != self._process:
-            # A forked process (a DataLoader's worker) inherits the handler, but not the run: it ends as if there were none.
+            # A forked process (a DataLoader's worker) inherits the handler, not the run: it just ends.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
