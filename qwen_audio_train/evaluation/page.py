@@ -113,6 +113,7 @@ def write_page(
         clips=_clips(examples),
         steps=_steps(summary.seconds),
         total_duration=_duration(sum(summary.seconds.values())),
+        whisper_clips=summary.whisper_base.num_clips,
         environment=environment,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
