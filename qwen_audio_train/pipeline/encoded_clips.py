@@ -107,31 +107,16 @@ def fill(
     Interrupted work is kept: states are appended first and named in the index after.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and then finds the clips encoded
-        _fill(folder, shards, encode, width, num_mel_bins, device, shows_progress)
-    return EncodedClips(folder)
-
-
-def _fill(
-    folder: Path,
-    shards: ShardSet,
-    encode: Encode,
-    width: int,
-    num_mel_bins: int,
-    device: torch.device,
-    shows_progress: bool,
-) -> None:
     index_path, states_path = folder / "index.json", folder / "states.f32"
-    index: dict[str, Any] = {"width": width, "clips": {}}
-    if index_path.exists():
-        index = json.loads(index_path.read_text(encoding="utf-8"))
-    known = index["clips"]
-    missing = _missing(shards, known)
-    num_rows = sum(count for _, count in known.values())
-    with states_path.open("r+b" if states_path.exists() else "w+b") as file:
+    with (folder / "lock").open("w") as lock, states_path.open("ab") as file:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and then finds the clips encoded
+        index: dict[str, Any] = {"width": width, "clips": {}}
+        if index_path.exists():
+            index = json.loads(index_path.read_text(encoding="utf-8"))
+        known = index["clips"]
+        missing = _missing(shards, known)
+        num_rows = sum(count for _, count in known.values())
         file.truncate(num_rows * width * 4)  # rows that no index names were cut off by an interruption
-        file.seek(0, os.SEEK_END)
         bar = tqdm(total=len(missing), desc=f"Encoding {shards.name}", unit="clip", disable=not shows_progress)
         try:
             groups = list(_groups(missing))
@@ -148,6 +133,7 @@ def _fill(
             file.flush()
             os.fsync(file.fileno())
             _write_index(index_path, index)
+    return EncodedClips(folder)
 
 
 def _missing(shards: ShardSet, known: dict[str, list[int]]) -> list[tuple[Clip, Origin]]:

@@ -24,7 +24,6 @@ from qwen_audio_train.samples import Lengths
 _SLICES = 1
 _PROBES = 64
 _EPOCHS_KEPT = 2
-_READ_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +52,6 @@ class Source:
             "lengths": _probe(self.lengths),
             "weight": "size" if self.weight is None else str(Fraction(self.weight)),
         }
-
-
-def fingerprint_of(index: str, lengths: Lengths) -> str:
-    """A source's fingerprint from its index's and all its lengths, which are read a part at a time."""
-    digest = hashlib.blake2b(index.encode(), digest_size=16)
-    for array in (lengths.llm_tokens, lengths.encoder_frames):
-        for start in range(0, len(array), _READ_AT_ONCE):
-            digest.update(np.ascontiguousarray(array[start : start + _READ_AT_ONCE], dtype="<i4").tobytes())
-    return digest.hexdigest()
 
 
 def require_mixture(sources: Sequence[Source]) -> None:

@@ -158,10 +158,6 @@ class ShardSet:
         """The clips of sample ``i``."""
         return self.record(i).clips
 
-    def clip_crc32(self, i: int) -> list[int]:
-        """crc32 of the encoded bytes of sample ``i``'s clips, as indexed."""
-        return [int(value) for value in self._tables.clips[self._clip_span(i)]["crc32"]]
-
     def clip_lengths(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
         """Lengths of all clips without reading a tar: views of the mapped index, nothing is copied.
 

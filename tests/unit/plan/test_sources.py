@@ -7,7 +7,7 @@ import pytest
 
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.plan.segments import Segment
-from qwen_audio_train.plan.sources import SourceOrder, fingerprint_of, require_mixture, whole_weights
+from qwen_audio_train.plan.sources import SourceOrder, require_mixture, whole_weights
 from qwen_audio_train.plan.steps import Plan
 from tests import plans
 
@@ -87,11 +87,3 @@ def test_a_source_of_weight_0_is_not_drawn_and_not_counted() -> None:
     segment = Segment(0, 0, identity({"a": 100, "b": 10_000}, weights, 50))
     assert segment.epoch_windows == 2
     assert segment.positions_of(2) == (100, 0)
-
-
-def test_a_fingerprint_sees_every_length() -> None:
-    lengths, one_longer = plans.synthetic(1000), plans.synthetic(1000)
-    one_longer.llm_tokens[777] += 1
-    prints = {fingerprint_of("x", lengths), fingerprint_of("x", one_longer), fingerprint_of("y", lengths)}
-    assert len(prints) == 3
-    assert fingerprint_of("x", plans.synthetic(1000)) in prints
