@@ -3,13 +3,13 @@
 Reads top to bottom in the order of the flow: a shard holds *clips* and *records*; a record is *rendered* to token ids
 from text and audio lengths alone; the *plan* chooses; a *batch* is what the model sees.
 
-Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel bins, A audio tokens, D width.
+Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel bins, A audio tokens, D width, L labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -147,10 +147,71 @@ class Lengths:
     """What the plan needs to know of every sample of a set: numbers only, one row a sample."""
 
     llm_tokens: IntArray
-    """Shape (num_samples,). For a preference pair: of the prompt and its longer answer."""
+    """Shape (num_samples,). For a preference pair: of the prompt and both answers, or of two rows as long
+    as prompt and longer answer where each answer has a prompt of its own."""
     supervised_tokens: IntArray
     encoder_frames: IntArray
     """20 ms encoder frames of all the sample's clips."""
 
     def __len__(self) -> int:
         return len(self.llm_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpans:
+    """Who sees whom in a packed row: consecutive spans that fill it, each seeing itself and nothing of the others,
+    except for a prefix that it continues (the prompt that both answers of a preference pair share).
+
+    Plain numbers, so that attention kernels need not ask the device how long anything is. All tuples have one entry a
+    span.
+    """
+
+    lengths: tuple[int, ...]
+    """Positions of each span; span k starts where span k - 1 ends."""
+    prefix_starts: tuple[int, ...] = ()
+    """Where in the row the prefix of each span starts. Empty if no span has one."""
+    prefix_lengths: tuple[int, ...] = ()
+    """0: none."""
+
+    @property
+    def prefixes(self) -> tuple[tuple[int, int], ...]:
+        """(start, length) of each span's prefix."""
+        if not self.prefix_lengths:
+            return ((0, 0),) * len(self.lengths)
+        return tuple(zip(self.prefix_starts, self.prefix_lengths, strict=True))
+
+    @property
+    def num_positions(self) -> int:
+        """Of the whole row."""
+        return sum(self.lengths)
+
+    def num_attended(self, *, is_causal: bool) -> int:
+        """(query, key) pairs that attention looks at."""
+        pairs = 0
+        for length, (_, prefix_length) in zip(self.lengths, self.prefixes, strict=True):
+            own = length * (length + 1) // 2 if is_causal else length * length
+            pairs += own + length * prefix_length
+        return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """What one micro-batch holds and what it costs to run once; sums of these describe a step."""
+
+    supervised_tokens: int = 0
+    llm_tokens: int = 0
+    """Real tokens in the language model's rows."""
+    llm_positions: int = 0
+    """Positions that it runs, padding included."""
+    llm_attended: int = 0
+    """(query, key) pairs that its attention must look at: sum over real tokens of the tokens each one sees."""
+    encoder_frames: int = 0
+    """20 ms frames of the clips that are encoded; 0 when they were encoded before."""
+    encoder_positions: int = 0
+    """Frames that the encoder runs, padding included."""
+    encoder_attended: int = 0
+    audio_tokens: int = 0
+    """Audio slots of all clips, encoded now or before."""
+
+    def __add__(self, other: BatchSizes) -> BatchSizes:
+        return BatchSizes(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

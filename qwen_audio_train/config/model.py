@@ -23,6 +23,17 @@ class Precision(Enum):
     bfloat16 = "bfloat16"
 
 
+class AttentionKernel(Enum):
+    """How a packed row attends (model/span_attention.py); all are exact. ``auto``: flash_attn or varlen for 16-bit values
+    on CUDA, splits elsewhere."""
+
+    auto = "auto"
+    splits = "splits"
+    varlen = "varlen"
+    flash_attn = "flash_attn"
+    mask = "mask"
+
+
 @dataclass(frozen=True)
 class DemoLanguageModelConfig:
     """The small causal LM of ``model=demo``, trained from scratch beside a real Whisper encoder."""
@@ -55,5 +66,6 @@ class ModelConfig:
     """Languages whose tags a newly built tokenizer gets."""
     demo_lm: DemoLanguageModelConfig = field(default_factory=DemoLanguageModelConfig)
     precision: Precision = Precision.float32
+    attention: AttentionKernel = AttentionKernel.auto
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
 from qwen_audio_train.pipeline.clips import ClipSource
-from qwen_audio_train.pipeline.collate import Collator
+from qwen_audio_train.pipeline.collate import Collator, to_device
 from qwen_audio_train.prompts.render import END_OF_TEXT, IM_END
 from qwen_audio_train.samples import Record, Rendered
 
@@ -73,7 +73,7 @@ class Generator:
     def _answer(self, prompts: Sequence[Prompt], clips: ClipSource) -> Iterator[Answer]:
         inputs = [[clips.read(clip, p.record.origin, key=0) for clip in p.record.clips] for p in prompts]
         batch = self.collator.prompts([p.rendered for p in prompts], inputs)
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        batch = to_device(batch, self.model.device)
         attention_mask = batch.pop("attention_mask")
         ends = self.tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END])
         generated = self.model.generate(

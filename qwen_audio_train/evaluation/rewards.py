@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
 from qwen_audio_train.pipeline.batches import BatchBuilder
-from qwen_audio_train.pipeline.collate import IGNORE
+from qwen_audio_train.pipeline.collate import to_device
 from qwen_audio_train.pipeline.loading import Draw
 
 PAIRS_AT_ONCE = 16
@@ -52,19 +53,17 @@ def pair_rewards(
     chosen: list[float] = []
     rejected: list[float] = []
     for start in tqdm(range(0, len(samples), PAIRS_AT_ONCE), desc="rewards", unit="batch", leave=False):
-        batch = {
-            name: tensor.to(policy.device)
-            for name, tensor in builder.build([Draw(0, i, 0) for i in samples[start : start + PAIRS_AT_ONCE]]).items()
-        }
-        labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, IGNORE)
-        ratios = _log_probs(policy, batch, labels) - _log_probs(reference, batch, labels)
+        built = builder.build([Draw(0, i, 0) for i in samples[start : start + PAIRS_AT_ONCE]])
+        batch = to_device(built, policy.device)
+        ratios = _log_probs(policy, batch) - _log_probs(reference, batch)
         halves = (beta * ratios).chunk(2)
         chosen += halves[0].tolist()
         rejected += halves[1].tolist()
     return PairRewards(tuple(chosen), tuple(rejected))
 
 
-def _log_probs(model: EfficientQwen2Audio, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-    scores = model(**batch, labels=labels)
+def _log_probs(model: EfficientQwen2Audio, batch: dict[str, Any]) -> torch.Tensor:
+    """Of all chosen, then all rejected answers, shape (2 * pairs,)."""
+    scores = model(rows=batch["rows"], labels=batch["input_ids"])
     log_probs: torch.Tensor = scores.log_probs.sum(dim=1)
     return log_probs

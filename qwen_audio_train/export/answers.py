@@ -105,15 +105,10 @@ def _embed(efficient: EfficientQwen2Audio, sample: VerificationSample, input_ids
     if not sample.mels:
         embeds: torch.Tensor = efficient.get_input_embeddings()(input_ids)
         return embeds
-    longest = max(mel.shape[1] for mel in sample.mels)
-    mels_NMF = np.stack([np.pad(mel, ((0, 0), (0, longest - mel.shape[1]))) for mel in sample.mels])
-    frames_N = torch.tensor(sample.mel_frames, device=input_ids.device)
-    states_NAD = efficient.encode(torch.from_numpy(mels_NMF).to(input_ids.device), frames_N)
-    _, tokens_N = efficient.model.audio_tower._get_feat_extract_output_lengths(frames_N)
-    rows_per_clip = states_NAD.shape[1]
-    source = torch.cat([clip * rows_per_clip + torch.arange(n) for clip, n in enumerate(tokens_N.tolist())])
     target = (input_ids.flatten() == efficient.config.audio_token_index).nonzero().flatten()
-    return efficient.embed(input_ids, source.to(input_ids.device), target, audio_states=states_NAD.flatten(0, 1))
+    source = torch.arange(len(target), device=input_ids.device)
+    states_AD = efficient.encode_mels(sample.mels, sample.mel_frames)
+    return efficient.embed(input_ids, source, target, audio_states=states_AD)
 
 
 def _answer(logits: torch.Tensor, generated: torch.Tensor) -> Answer:

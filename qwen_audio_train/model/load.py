@@ -13,6 +13,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from qwen_audio_train.config.model import ModelConfig
 from qwen_audio_train.errors import CheckpointError, ConfigError
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
+from qwen_audio_train.model.span_attention import SPANS
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -77,9 +78,10 @@ def load_model(source: str, config: ModelConfig | None = None) -> EfficientQwen2
         model.freeze_positions()
     else:
         model, report = EfficientQwen2Audio.from_pretrained(
-            source, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            source, dtype=dtype, attn_implementation=SPANS, output_loading_info=True
         )
         _require_complete(source, report)
+    model.attention_kernel = config.attention
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model

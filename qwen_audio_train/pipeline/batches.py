@@ -90,10 +90,10 @@ class BatchBuilder:
                 rows.append(rendered)
                 clips.append(read)
         if self.is_preference:
-            tensors = self.collator.pairs([row for row in rows if isinstance(row, RenderedPair)], clips)
+            batch, sizes = self.collator.pairs([row for row in rows if isinstance(row, RenderedPair)], clips)
         else:
-            tensors = self.collator.rows([row for row in rows if isinstance(row, Rendered)], clips)
-        return MicroBatch(tensors, usable=usable, failures=made.failures)
+            batch, sizes = self.collator.rows([row for row in rows if isinstance(row, Rendered)], clips)
+        return MicroBatch(batch, sizes=sizes, usable=usable, failures=made.failures)
 
     def prefetch(self, draws: Sequence[Draw]) -> None:
         """Hint that these draws are built next: sets at URLs fetch what they will be asked for. Returns at once."""

@@ -13,7 +13,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +26,8 @@ from qwen_audio_train.audio.decode import Samples
 from qwen_audio_train.audio.features import LogMel
 from qwen_audio_train.config.remote import RemoteConfig
 from qwen_audio_train.errors import SampleError
-from qwen_audio_train.pipeline.collate import stack_mels
 from qwen_audio_train.pipeline.lanes import in_lanes
-from qwen_audio_train.samples import Clip, ClipFeatures, EncodedClip, Origin
+from qwen_audio_train.samples import Clip, EncodedClip, FloatArray, Origin
 from qwen_audio_train.shards.reader import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,8 @@ logger = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 2000
 """20 ms encoder frames of one run of the encoder while filling: what stays near a core's caches."""
 
-Encode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Encode = Callable[[Sequence[FloatArray], Sequence[int]], torch.Tensor]
+"""(log-mels (M, F) of clips, their valid frames) -> states (A, D), clip after clip."""
 
 
 class EncodedClips:
@@ -64,8 +64,8 @@ class Encoder(Protocol):
     config: Any
     device: torch.device
 
-    def encode(self, mels_NMF: torch.Tensor, mel_frames_N: torch.Tensor) -> torch.Tensor:
-        """States (N, A, D) of mels (N, M, F)."""
+    def encode_mels(self, mels_MF: Sequence[FloatArray], mel_frames: Sequence[int]) -> torch.Tensor:
+        """States (A, D) of clips."""
 
     def encoder_fingerprint(self) -> str:
         """Identity of the encoder's weights."""
@@ -80,7 +80,7 @@ def encode_set(
     return fill(
         folder,
         ShardSet.open(location, remote=remote),
-        encode=model.encode,
+        encode=model.encode_mels,
         width=audio.d_model,
         num_mel_bins=audio.num_mel_bins,
         device=model.device,
@@ -101,7 +101,6 @@ def fill(
     """Encode the clips of a set that the folder does not hold yet. Processes take turns.
 
     Args:
-        encode: (mels (N, M, F), mel_frames (N,)) -> states (N, A, D).
         device: where ``encode`` computes.
 
     Interrupted work is kept: states are appended first and named in the index after.
@@ -179,15 +178,11 @@ def _encode(clips: list[tuple[Clip, Samples]], encode: Encode, num_mel_bins: int
     if not clips:
         return []
     log_mel = LogMel(num_mel_bins)
-    mels, mel_frames = stack_mels(
-        [ClipFeatures(log_mel(samples), lengths.mel_frames(len(samples))) for _, samples in clips]
-    )
+    mels_MF = [log_mel(samples) for _, samples in clips]
     with torch.no_grad():
-        states_NAD = encode(mels, mel_frames).float().cpu().numpy()
-    return [
-        (clip, states_AD[: lengths.audio_tokens(len(samples))])
-        for (clip, samples), states_AD in zip(clips, states_NAD, strict=True)
-    ]
+        states_AD = encode(mels_MF, [lengths.mel_frames(len(samples)) for _, samples in clips]).float().cpu().numpy()
+    ends = np.cumsum([lengths.audio_tokens(len(samples)) for _, samples in clips])
+    return [(clip, states) for (clip, _), states in zip(clips, np.split(states_AD, ends[:-1]), strict=True)]
 
 
 def _write_index(path: Path, index: dict[str, object]) -> None:

@@ -113,6 +113,7 @@ def measure(
     selection: Selection = ALL,
     augmenter: Augmenter | None = None,
     limits: Limits = NO_LIMITS,
+    shares_prompts: bool = True,
     cache_dir: Path,
     shows_progress: bool,
 ) -> Measured:
@@ -121,18 +122,21 @@ def measure(
     With several wordings a sample's longest is counted, and its slowest with several speeds, so that a plan holds
     whichever an epoch draws.
 
+    Args:
+        shares_prompts: whether both answers of a pair continue one prompt (packed rows), or each has its own.
+
     Raises:
         ShardError: more samples cannot be used than ``limits`` allow, or the set itself cannot be read.
         ConfigError: the filters leave nothing.
     """
-    key = _key(shards, tokenizer, selection, augmenter)
+    key = _key(shards, tokenizer, selection, augmenter, shares_prompts=shares_prompts)
     folder = cache_dir / "lengths" / f"{shards.name}-{key}"
     if not folder.exists():
         # Ranks may measure at the same time; the first to finish publishes, the others' equal work is dropped.
         staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        _Measuring(shards, renderer, selection, augmenter, staged).run(limits, shows_progress=shows_progress)
+        _Measuring(shards, renderer, selection, augmenter, staged, shares_prompts=shares_prompts).run(limits, shows_progress=shows_progress)
         try:
             staged.rename(folder)
         except OSError:
@@ -172,12 +176,15 @@ class _Measuring:
         selection: Selection,
         augmenter: Augmenter | None,
         folder: Path,
+        *,
+        shares_prompts: bool,
     ) -> None:
         self._shards = shards
         self._renderer = renderer
         self._selection = selection
         self._augmenter = augmenter
         self._folder = folder
+        self._shares_prompts = shares_prompts
         self._table: Any = np.lib.format.open_memmap(
             folder / "lengths.npy", mode="w+", dtype=np.int32, shape=(3, len(shards))
         )
@@ -228,7 +235,7 @@ class _Measuring:
         wordings = _longest_wordings(records, self._renderer, self._selection.num_wordings)
         renders = self._renderer.render_many(records, wordings)
         for (i, record), heard, rendered in zip(numbered, records, renders, strict=True):
-            self._table[:, i] = (*_tokens(rendered), _frames(heard))
+            self._table[:, i] = (*_tokens(rendered, shares_prompts=self._shares_prompts), _frames(heard))
             self._taken[i] = True
             self._audio_samples += sum(clip.num_samples for clip in record.clips)
 
@@ -271,10 +278,13 @@ class _Measuring:
         (self._folder / "facts.json").write_text(json.dumps(asdict(facts)), encoding="utf-8")
 
 
-def _tokens(rendered: Rendered | RenderedPair) -> tuple[int, int]:
-    """Language-model tokens and targets. A pair takes two rows as long as its longer answer makes them."""
+def _tokens(rendered: Rendered | RenderedPair, *, shares_prompts: bool) -> tuple[int, int]:
+    """Language-model tokens and targets. With a prompt of its own each, a pair's answers take two rows as long as the
+    longer one makes them."""
     if isinstance(rendered, RenderedPair):
         answers = len(rendered.chosen_ids), len(rendered.rejected_ids)
+        if shares_prompts:
+            return len(rendered.prompt.input_ids) + sum(answers), sum(answers)
         return 2 * (len(rendered.prompt.input_ids) + max(answers)), sum(answers)
     return len(rendered.input_ids), int(rendered.supervised.sum())
 
@@ -289,10 +299,14 @@ def _longest_wordings(records: Sequence[Record], renderer: Renderer, num_wording
     return [renderer.longest_wording(record) if isinstance(record, PretrainRecord) else 0 for record in records]
 
 
-def _key(shards: ShardSet, tokenizer: Any, selection: Selection, augmenter: Augmenter | None) -> str:
+def _key(
+    shards: ShardSet, tokenizer: Any, selection: Selection, augmenter: Augmenter | None, *, shares_prompts: bool
+) -> str:
     digest = hashlib.blake2b(digest_size=12)
     speeds = "" if augmenter is None else augmenter.lengths_identity
     chosen = (speeds, sorted(selection.tasks), sorted(selection.languages), selection.num_wordings, selection.prompt)
     for part in (shards.fingerprint, tokenizer.backend_tokenizer.to_str(), repr(WORDINGS), chosen, RULES_VERSION):
         digest.update(str(part).encode())
+    if not shares_prompts:
+        digest.update(b"a prompt for each answer")
     return digest.hexdigest()

@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from qwen_audio_train.errors import SampleError, ShardError
+from qwen_audio_train.samples import BatchSizes
 
 QUARANTINE_FILE = "quarantine.jsonl"
 LEAST_SAMPLES_JUDGED = 10_000
@@ -49,17 +49,19 @@ class Failure:
         return f"sample {self.sample} '{self.key}' of {self.source} (shard {self.shard}): {self.reason}"
 
 
-class MicroBatch(dict[str, torch.Tensor]):
-    """The tensors of one bin, and what of the bin could not be used."""
+class MicroBatch(dict[str, Any]):
+    """The batch of one bin (see collate.py), its sizes, and what of the bin could not be used."""
 
     def __init__(
         self,
-        tensors: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]] = (),
+        batch: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
         *,
+        sizes: BatchSizes | None = None,
         usable: Sequence[bool] = (),
         failures: Sequence[Failure] = (),
     ) -> None:
-        super().__init__(tensors)
+        super().__init__(batch)
+        self.sizes = sizes or BatchSizes()
         self.usable = tuple(usable)
         """One entry a slot of the bin, in its order."""
         self.failures = tuple(failures)
@@ -107,7 +109,7 @@ class Quarantine:
         self._row = 0
         self._longest_row = 0
 
-    def note(self, batches: Iterable[Mapping[str, torch.Tensor]], step: int) -> tuple[int, int, int]:
+    def note(self, batches: Iterable[Mapping[str, Any]], step: int) -> tuple[int, int, int]:
         """Write down a step's failures of this rank.
 
         Returns:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qwen_audio_train.audio.augment import Augmenter
 from qwen_audio_train.audio.features import LogMel
+from qwen_audio_train.config.batching import Layout
 from qwen_audio_train.config.stages import DpoConfig, StageConfig
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.pipeline.batches import BatchBuilder, PlannedBatches, SampleSource, source_seed
@@ -46,13 +47,14 @@ class Front:
         """From a model's processor."""
         return cls(processor.tokenizer, int(processor.feature_extractor.feature_size), encoded)
 
-    def collator(self) -> Collator:
+    def collator(self, layout: Layout = Layout.packed) -> Collator:
         """With this model's ids and its kind of silence."""
         silence = silent_clip(self.num_mel_bins) if self.encoded is None else silent_states(self.encoded.width)
         return Collator(
             pad_id=int(self.tokenizer.pad_token_id),
             audio_id=int(self.tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)),
             dummy=silence,
+            layout=layout.value,
         )
 
     def clips(
@@ -85,7 +87,7 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
     plan = Plan(planned, seed=config.run.seed, budget=budget, skip_steps=config.data.skip_steps)
     batches = PlannedBatches(
         plan,
-        BatchBuilder(sources, renderer, front.collator(), is_preference=isinstance(config, DpoConfig)),
+        BatchBuilder(sources, renderer, front.collator(config.batching.layout), is_preference=isinstance(config, DpoConfig)),
         num_steps=num_steps(config, plan, writes=rank == 0),
         rank=rank,
         world=world,
@@ -113,6 +115,7 @@ def _measured(
             selection=opened.selection,
             augmenter=augmenter,
             limits=limits,
+            shares_prompts=config.batching.layout is Layout.packed,
             cache_dir=Path(config.data.cache_dir),
             shows_progress=shows_progress and config.tracking.progress_bar,
         )

@@ -1,8 +1,9 @@
 """DPO: trl's trainer, its losses and its metrics, over our batches and our forward.
 
-What is ours: the collated pairs (audio named twice, encoded once), the log-probabilities (labels-only), and the mean
-over all pairs of the step. What is trl's: every loss type, the reference, the reward metrics. What we assume of it is
-held in tests/contract/test_trl_dpo.py.
+What is ours: the collated pairs (the prompt with its audio once, both answers behind it), the log-probabilities
+(labels-only), one encoding for policy and reference where nothing of the encoder trains, and the mean over all pairs of
+the step. What is trl's: every loss type, the reference, the reward metrics. What we assume of it is held in
+tests/contract/test_trl_dpo.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from qwen_audio_train.losses.reduction import pair_mean_share
+from qwen_audio_train.model.efficient import CLIP_KEYS, EfficientQwen2Audio
 from qwen_audio_train.model.trainable import disable_dropout
 from qwen_audio_train.training.planned import PlannedTraining
 
@@ -39,32 +41,41 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
-    def count_items(self, batch: dict[str, torch.Tensor]) -> int:
-        """Pairs of one micro-batch (the row that stands in for an empty one has no answer)."""
-        chosen = batch["completion_mask"][: len(batch["input_ids"]) // 2]
-        return int(chosen.any(dim=1).sum())
+    def count_items(self, batch: dict[str, Any]) -> int:
+        """Pairs of one micro-batch (the rows that stand in for an empty one have no answer)."""
+        return len(batch["input_ids"]) // 2 if len(batch["rows"]["label_ids"]) else 0
 
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         """trl's mean over this micro-batch's pairs, turned into its share of the step's mean."""
         num_pairs = self.count_items(inputs)
         self._pairs_of_metrics.append(num_pairs)
+        inputs = {**inputs, "rows": self._encoded(model, inputs["rows"])}
         everyone, self.accelerator = self.accelerator, _Alone(self.accelerator)
         try:
             mean = super().compute_loss(model, inputs, return_outputs=False)
         finally:
             self.accelerator = everyone
         return pair_mean_share(
-            mean,
+            mean if num_pairs else mean.nan_to_num(),  # trl's sft term is a mean over the tokens of no answer
             num_pairs=num_pairs,
             num_pairs_in_step=num_items_in_batch,
             num_ranks=self.args.world_size,
         )
+
+    def _encoded(self, model: Any, rows: dict[str, Any]) -> dict[str, Any]:
+        """The rows with their clips encoded, once for policy and reference, if the encoder is the same in both."""
+        policy = own_model(self.accelerator.unwrap_model(model))
+        if "mels" not in rows or policy.encoder_learns:
+            return rows
+        clips = {name: rows[name] for name in CLIP_KEYS}
+        others = {name: value for name, value in rows.items() if name not in CLIP_KEYS}
+        return {**others, "audio_states": policy.encode(**clips)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """trl's metrics as means over pairs: of all micro-batches since the last line, on all ranks."""
@@ -105,8 +116,11 @@ class _Alone:
         return tensor
 
 
+def own_model(model: Any) -> EfficientQwen2Audio:
+    """Our class, out of whatever adapter is wrapped around it."""
+    return next(module for module in model.modules() if isinstance(module, EfficientQwen2Audio))
+
+
 def _answer_by_own_forward(model: Any) -> None:
     """Take trl's fused head off: our class answers ``fused_lm_head=True`` itself, projecting labels only."""
-    for module in model.modules():
-        if "forward" in module.__dict__ and hasattr(module, "embed") and hasattr(module, "score"):
-            del module.__dict__["forward"]
+    own_model(model).__dict__.pop("forward", None)

@@ -93,6 +93,8 @@ def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClip
     note = Path(config.run.dir) / "encoded_clips.txt"
     if ranks.is_first:
         model = load_model(source).eval()
+        if not ranks.uses_cpu:
+            model.to("cuda")
         # One folder: it is named after the encoder, and clips in it after their content.
         *_, encoded = [
             encode_set(

@@ -46,9 +46,9 @@ class PlannedTraining(Trainer):
         """Batches of this rank, already split by the plan: accelerate must neither shard nor dispatch them again."""
         return self.batches.loader()
 
-    def count_items(self, batch: dict[str, torch.Tensor]) -> int:
+    def count_items(self, batch: dict[str, Any]) -> int:
         """Terms of the stage's mean in one micro-batch."""
-        return int((batch["labels"][:, 1:] != -100).sum())
+        return len(batch["rows"]["label_ids"])
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -74,9 +74,9 @@ class PlannedTraining(Trainer):
         counts = torch.tensor(
             [
                 sum(self.count_items(batch) for batch in batches),
-                sum(int(batch["attention_mask"].sum()) for batch in batches),
-                sum(batch["attention_mask"].numel() for batch in batches),
-                sum(len(batch["audio_source"]) for batch in batches),
+                sum(batch.sizes.llm_tokens for batch in batches),
+                sum(batch.sizes.llm_positions for batch in batches),
+                sum(batch.sizes.audio_tokens for batch in batches),
                 int(self.stopper.wanted),
                 *bad,
             ],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from qwen_audio_train.losses.reduction import token_mean_share
 from qwen_audio_train.training.planned import PlannedTraining
 
@@ -16,7 +14,7 @@ class LikelihoodTrainer(PlannedTraining):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
