@@ -3,7 +3,8 @@
 Reads top to bottom in the order of the flow: a shard holds *clips* and *records*; a record is *rendered* to token ids
 from text and audio lengths alone; the *plan* chooses; a *batch* is what the model sees.
 
-Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel bins, A audio tokens, D width, L labels.
+Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel bins, A audio tokens, D width,
+L labels.
 """
 
 from __future__ import annotations

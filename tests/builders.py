@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2AudioForConditionalGeneration, Qwen2Config
 
 from qwen_audio_train.audio import lengths
+from qwen_audio_train.pipeline.collate import Collator, silent_clip
+from qwen_audio_train.samples import ClipFeatures, Rendered
 
 AUDIO_ID = 255
 VOCAB = 256
@@ -52,6 +56,25 @@ def noise_clip(num_samples: int, seed: int = 0) -> np.ndarray:
     """A clip of coloured noise, float32 mono 16 kHz."""
     generator = np.random.default_rng(seed + num_samples)
     return (0.1 * generator.standard_normal(num_samples)).astype(np.float32)
+
+
+def text_rows(ids: list[int], **changes: Any) -> dict[str, Any]:
+    """A batch of one sample, every token of which is a label; its audio slots are of one clip of one token each."""
+    clips = [[ClipFeatures(np.full((80, 5), 0.3, np.float32), 3) for token in ids if token == AUDIO_ID]]
+    supervised = np.ones(len(ids), np.bool_)
+    rendered = Rendered(np.array(ids, np.int32), supervised, tuple(1 for _ in clips[0]))
+    batch, _ = Collator(0, AUDIO_ID, silent_clip(80), "packed").rows([rendered], clips)
+    batch["rows"].update(changes)
+    return batch
+
+
+def equal_batches(one: Any, two: Any) -> bool:
+    """Whether two batches hold the same names and the same values."""
+    if isinstance(one, torch.Tensor):
+        return one.shape == two.shape and torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal_batches(one[name], two[name]) for name in one)
+    return bool(one == two)
 
 
 def audio_slots(num_samples: int) -> list[int]:

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Layout(Enum):
-    """``packed``: samples one after another in one row, without padding. ``padded``: samples of like length, one a row."""
+    """``packed``: samples one after another in one row, no padding. ``padded``: samples of like length, one a row."""
 
     packed = "packed"
     padded = "padded"

@@ -24,8 +24,8 @@ class Precision(Enum):
 
 
 class AttentionKernel(Enum):
-    """How a packed row attends (model/span_attention.py); all are exact. ``auto``: flash_attn or varlen for 16-bit values
-    on CUDA, splits elsewhere."""
+    """How a packed row attends (model/span_attention.py); all are exact. ``auto``: flash_attn or varlen for 16-bit
+    values on CUDA, splits elsewhere."""
 
     auto = "auto"
     splits = "splits"

@@ -2,9 +2,9 @@
 
 ``EfficientQwen2Audio`` is the stock class with one more way to be called. Given our batches it runs the encoder at true
 length (``true_length.py``), the language model once, over packed rows (``span_attention.py``), and the vocabulary
-projection only where a label is (``label_scores.py``); it returns log-probabilities, never a loss (losses are normalised
-in ``losses/`` alone). Called the stock way it is the stock model, so ``generate`` and everybody else's code work; weights
-and config save as the stock class.
+projection only where a label is (``label_scores.py``); it returns log-probabilities, never a loss (losses are
+normalised in ``losses/`` alone). Called the stock way it is the stock model, so ``generate`` and everybody else's code
+work; weights and config save as the stock class.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class TokenScores(ModelOutput):
 class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
     """Stock Qwen2-Audio plus a path that scores the labels of a batch of ours.
 
-    The path is taken when ``rows`` are given (every batch of ours has them; one without audio brings a dummy clip, which
-    keeps all ranks on the same module calls).
+    The path is taken when ``rows`` are given. Every batch of ours has them; one without audio brings a dummy clip that
+    keeps all ranks on the same module calls.
     """
 
     # Trainer must not believe that this forward normalises a loss.
@@ -123,15 +123,15 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
             mel_frames: valid frames of each, without the context behind them.
         """
         packed = pack_clips([ClipFeatures(mel, frames) for mel, frames in zip(mels_MF, mel_frames, strict=True)])
-        placed = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in packed.items()}
-        return self.encode(**placed)
+        spans = packed.pop("clip_spans")
+        return self.encode(**{name: tensor.to(self.device) for name, tensor in packed.items()}, clip_spans=spans)
 
     @property
     def encoder_learns(self) -> bool:
         """Whether anything of the encoder trains, adapters included."""
         return any(p.requires_grad for p in self.model.audio_tower.parameters())
 
-    def embed(  # noqa: PLR0913 - the batch's own keys
+    def embed(
         self,
         input_ids: torch.Tensor,
         audio_source: torch.Tensor,

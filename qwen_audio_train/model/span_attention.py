@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import torch
@@ -48,9 +48,7 @@ class PackedRow:
     @cached_property
     def num_keys(self) -> list[int]:
         """Keys of each span: prefix and itself."""
-        return [
-            prefix + length for (_, prefix), length in zip(self.spans.prefixes, self.spans.lengths, strict=True)
-        ]
+        return [prefix + length for (_, prefix), length in zip(self.spans.prefixes, self.spans.lengths, strict=True)]
 
     @property
     def has_prefixes(self) -> bool:
@@ -114,9 +112,8 @@ def choose_kernel(wanted: AttentionKernel, device: torch.device, dtype: torch.dt
     if wanted is AttentionKernel.auto:
         if not is_half:
             return AttentionKernel.splits
-        return (
-            AttentionKernel.flash_attn if has_flash else AttentionKernel.varlen if has_varlen else AttentionKernel.splits
-        )
+        fast = AttentionKernel.varlen if has_varlen else AttentionKernel.splits
+        return AttentionKernel.flash_attn if has_flash else fast
     needs_cuda = wanted in (AttentionKernel.varlen, AttentionKernel.flash_attn)
     missing = (wanted is AttentionKernel.flash_attn and not has_flash) or (
         wanted is AttentionKernel.varlen and not has_varlen
@@ -195,7 +192,7 @@ def _keys_of_spans(rows: torch.Tensor, row: PackedRow) -> list[torch.Tensor]:
         return list(rows.split(row.spans.lengths, dim=2))
     ends = list(accumulate(row.spans.lengths))
     edges = sorted({0, *ends, *(edge for start, n in row.spans.prefixes for edge in (start, start + n) if n)})
-    pieces = rows.split([stop - start for start, stop in zip(edges, edges[1:], strict=False)], dim=2)
+    pieces = rows.split([stop - start for start, stop in pairwise(edges)], dim=2)
     place = {edge: number for number, edge in enumerate(edges)}
     found = []
     for end, length, (start, prefix) in zip(ends, row.spans.lengths, row.spans.prefixes, strict=True):
@@ -233,7 +230,7 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every torch
 
     q, k, v = _flat(query, key, value, row)
-    output: torch.Tensor = varlen_attn(
+    output: Any = varlen_attn(
         q,
         k,
         v,
@@ -245,7 +242,8 @@ def _varlen(
         window_size=(-1, 0) if is_causal else (-1, -1),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return output[None]
+    rows: torch.Tensor = output[None]
+    return rows
 
 
 def _flash_attn(

@@ -105,7 +105,7 @@ class Measured:
     """Where it is kept; holds ``quarantine.jsonl`` if samples were bad."""
 
 
-def measure(
+def measure(  # noqa: PLR0913 - all but three by name
     shards: ShardSet,
     renderer: Renderer,
     tokenizer: Any,
@@ -136,7 +136,9 @@ def measure(
         staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        _Measuring(shards, renderer, selection, augmenter, staged, shares_prompts=shares_prompts).run(limits, shows_progress=shows_progress)
+        _Measuring(shards, renderer, selection, augmenter, staged, shares_prompts=shares_prompts).run(
+            limits, shows_progress=shows_progress
+        )
         try:
             staged.rename(folder)
         except OSError:

@@ -87,7 +87,9 @@ def stage_batches(config: StageConfig, front: Front, *, rank: int, world: int) -
     plan = Plan(planned, seed=config.run.seed, budget=budget, skip_steps=config.data.skip_steps)
     batches = PlannedBatches(
         plan,
-        BatchBuilder(sources, renderer, front.collator(config.batching.layout), is_preference=isinstance(config, DpoConfig)),
+        BatchBuilder(
+            sources, renderer, front.collator(config.batching.layout), is_preference=isinstance(config, DpoConfig)
+        ),
         num_steps=num_steps(config, plan, writes=rank == 0),
         rank=rank,
         world=world,

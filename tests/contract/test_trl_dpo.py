@@ -14,6 +14,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio, TokenScores
 from qwen_audio_train.pipeline.batches import Draw
+from qwen_audio_train.pipeline.collate import Collator, silent_clip
+from qwen_audio_train.samples import Rendered
 from qwen_audio_train.training.dpo_trainer import _answer_by_own_forward
 from tests import builders
 
@@ -60,17 +62,13 @@ def test_our_fields_equal_those_of_trls_fused_head():
     ids = torch.randint(0, 200, (3, 9))
     labels = ids.masked_fill(torch.rand(3, 9) < 0.4, -100)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    nothing = torch.zeros(0, dtype=torch.long)
-    silence = {"mels": torch.zeros(1, 80, 5), "mel_frames": torch.tensor([3])}
-    ours = model(
-        **inputs,
-        **silence,
-        audio_source=nothing,
-        audio_target=nothing,
-        labels=labels,
-        fused_lm_head=True,
-        use_cache=False,
-    )
+    renders = [
+        Rendered(row.numpy().astype("int32"), (of_row != -100).numpy(), ())
+        for row, of_row in zip(ids, labels, strict=True)
+    ]
+    rows = Collator(0, builders.AUDIO_ID, silent_clip(80)).rows(renders, [[]] * 3)[0]["rows"]
+    rows["label_places"] = (labels[:, 1:] != -100).flatten().nonzero().flatten()
+    ours = model(**inputs, rows=rows, labels=labels, fused_lm_head=True, use_cache=False)
     add_fused_lm_head(model, outputs=FIELDS)
     theirs = model(**inputs, labels=labels, fused_lm_head=True)
     for field in FIELDS:

@@ -14,9 +14,11 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
+from qwen_audio_train.config.preference import LOSS_TYPES
 from qwen_audio_train.pipeline.loading import Draw
 from qwen_audio_train.pipeline.quarantine import Limits, Quarantine
 from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
+from qwen_audio_train.training.dpo_trainer import own_model
 from qwen_audio_train.training.runtime import Ranks
 
 # Voice chat, audio analysis, text only, and an odd number of them.
@@ -174,15 +176,75 @@ def test_training_leaves_the_reference_bit_identical(workshop, tmp_path, how):
 
 
 @BOTH
-def test_a_pairs_audio_is_encoded_once_by_each_model(workshop, tmp_path, how):
+def test_a_pairs_audio_is_encoded_once_by_each_model_whose_encoder_differs(workshop, tmp_path, how):
     trainer = make(workshop, tmp_path, how)
     encoded: list[int] = []
     towers = [module for m in (trainer.model, trainer.ref_model) if m for name, module in m.named_modules()
               if name.endswith("audio_tower")]  # fmt: skip
     for tower in towers:
-        tower.conv1.register_forward_hook(lambda module, inputs, output: encoded.append(len(inputs[0])))
-    losses(trainer, trainer.batches.builder.build([Draw(0, i, 0) for i in SAMPLES]))
-    assert encoded == [4, 4], "four pairs with audio: four clips for the policy, four for the reference"
+        tower.conv1.register_forward_hook(lambda module, inputs, output: encoded.append(inputs[0].shape[-1]))
+    batch = trainer.batches.builder.build([Draw(0, i, 0) for i in SAMPLES])
+    losses(trainer, batch)
+    frames = batch["rows"]["mels"].shape[1]
+    assert len(batch["rows"]["clip_spans"].lengths) == 4, "four pairs with audio"
+    assert encoded == [frames, frames], "once for the policy, once for the reference"
+
+
+@pytest.mark.parametrize("how", [("trainable=projector_llm",), ("trainable=llm", "adapter=lora")], ids=["full", "lora"])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_under_a_frozen_encoder_policy_and_reference_share_one_encoding(workshop, tmp_path, how, layout):
+    trainer = make(workshop, tmp_path, (*how, f"batching={layout}"))
+    perturb(trainer.model)
+    batch = trainer.batches.builder.build([Draw(0, i, 0) for i in SAMPLES])
+    shared = float(losses(trainer, batch))
+    encoded: list[int] = []
+    for model in filter(None, (trainer.model, trainer.ref_model)):
+        own_model(model).model.audio_tower.conv1.register_forward_hook(lambda *_: encoded.append(1))
+    assert float(losses(trainer, batch)) == shared
+    assert encoded == [1]
+    trainer._encoded = lambda model, rows: rows  # each encodes for itself
+    assert float(losses(trainer, batch)) == pytest.approx(shared, rel=1e-6)
+    assert encoded == [1, 1, 1]
+
+
+@BOTH
+def test_a_shared_prompt_equals_a_row_for_each_answer(workshop, tmp_path, how):
+    """Loss, gradients and every metric of trl's."""
+    trainers = [make(workshop, tmp_path / layout, (*how, f"batching={layout}")) for layout in ("packed", "padded")]
+    found = []
+    for trainer in trainers:
+        trainer.model.train()
+        perturb(trainer.model)
+        loss = losses(trainer, trainer.batches.builder.build([Draw(0, i, 0) for i in SAMPLES]))
+        loss.backward()
+        metrics = {name: values[0] for name, values in trainer._metrics["train"].items() if name != "num_tokens"}
+        found.append({"loss": float(loss.detach()), **metrics})
+    assert found[0] == {name: pytest.approx(value, rel=2e-5, abs=1e-6) for name, value in found[1].items()}
+    compare_gradients(trainers[0].model, trainers[1].model)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_every_loss_type_is_the_same_on_shared_prompts(workshop, tmp_path, loss_type):
+    smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
+    how = (*FULL, f"preference.loss_types=[{loss_type}]", f"preference.label_smoothing={smoothing}")
+    values = []
+    for layout in ("packed", "padded"):
+        trainer = make(workshop, tmp_path / layout, (*how, f"batching={layout}"))
+        trainer.model.train()
+        perturb(trainer.model)
+        values.append(float(losses(trainer, trainer.batches.builder.build([Draw(0, i, 0) for i in SAMPLES]))))
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert math.isfinite(values[0])
+
+
+def test_an_empty_bin_adds_nothing_to_any_loss(workshop, tmp_path):
+    how = (*FULL, "preference.loss_types=[sigmoid,sft]", "preference.loss_weights=[1,1]")
+    trainer = make(workshop, tmp_path, how)
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, trainer.batches.builder.build([]), num_items_in_batch=3)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
 
 
 def test_text_only_pairs_equal_trl_with_the_stock_model(workshop, tmp_path):

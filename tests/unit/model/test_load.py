@@ -15,6 +15,7 @@ from qwen_audio_train.config.trainable import TrainableConfig
 from qwen_audio_train.errors import CheckpointError
 from qwen_audio_train.model.load import base_of, is_adapter, load_model
 from qwen_audio_train.model.trainable import lora_config, with_adapter
+from tests import builders
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,7 @@ def test_an_adapter_is_merged_into_its_base(folder, tmp_path):
     assert base_of(str(tmp_path)) == str(folder)
     merged = load_model(str(tmp_path))
     assert not hasattr(merged, "peft_config") or not merged.peft_config
-    ids = torch.tensor([[1, 2, 3, 4]])
-    nothing = torch.zeros(0, dtype=torch.long)
-    batch = {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "audio_source": nothing,
-        "audio_target": nothing, "mels": torch.zeros(1, 80, 5), "mel_frames": torch.tensor([3]),
-    }  # fmt: skip
+    batch = builders.text_rows([1, 2, 3, 4])
     expected, plain = adapted.eval()(**batch).log_probs, load_model(str(folder)).eval()(**batch).log_probs
     got = merged.eval()(**batch).log_probs
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)

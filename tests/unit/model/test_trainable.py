@@ -78,11 +78,7 @@ def test_disabled_dropout_leaves_nothing_random():
     model.extra = nn.Dropout(0.5)
 
     def score() -> torch.Tensor:
-        ids = torch.tensor([[1, builders.AUDIO_ID, 2, 3]])
-        return model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, audio_source=torch.tensor([0]),
-            audio_target=torch.tensor([1]), mels=torch.ones(1, 80, 5), mel_frames=torch.tensor([3]),
-        ).log_probs  # fmt: skip
+        return model(**builders.text_rows([1, builders.AUDIO_ID, 2, 3])).log_probs
 
     assert not torch.equal(score(), score())
     disable_dropout(model)

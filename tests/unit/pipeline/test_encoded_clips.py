@@ -45,10 +45,10 @@ def test_kept_states_equal_live_ones(workshop, model, shards, tmp_path, monkeypa
         record = shards.record(i)
         for clip in record.clips:
             states = encoded.read(clip).states_AD
-            mel = torch.from_numpy(log_mel(shards.read_clip(clip, record.origin)))[None]
-            live = model.encode(mel, torch.tensor([lengths.mel_frames(clip.num_samples)]))[0].detach().numpy()
+            mel = log_mel(shards.read_clip(clip, record.origin))
+            live = model.encode_mels([mel], [lengths.mel_frames(clip.num_samples)]).detach().numpy()
             assert states.shape == (lengths.audio_tokens(clip.num_samples), 32)
-            np.testing.assert_allclose(states, live[: len(states)], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(states, live, rtol=1e-5, atol=1e-5)
             seen += 1
     assert seen == 16
     assert encoded.folder == tmp_path / "encoded" / model.encoder_fingerprint()
@@ -62,7 +62,7 @@ def test_training_on_kept_states_equals_training_on_clips(workshop, model, tmp_p
         config = workshop.config(stage, tmp_path, "trainable=llm")
         live, kept = (stage_batches(config, Front.of(processor, e), rank=0, world=1) for e in (None, encoded))
         for a, b in zip(live.loader(), kept.loader(), strict=True):
-            assert ("mels" in a, "mels" in b) == (True, False)
+            assert ("mels" in a["rows"], "mels" in b["rows"]) == (True, False)
             with torch.no_grad():
                 torch.testing.assert_close(model(**b).log_probs, model(**a).log_probs, rtol=1e-5, atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_interrupted_filling_goes_on(model, shards, tmp_path, monkeypatch):
         if len(made) == 3:
             raise KeyboardInterrupt
         made.append(len(mels))
-        return model.encode(mels, mel_frames)
+        return model.encode_mels(mels, mel_frames)
 
     def go_on(how, folder):
         return fill(folder, shards, encode=how, width=32, num_mel_bins=80, device=CPU, shows_progress=False)
@@ -92,9 +92,9 @@ def test_interrupted_filling_goes_on(model, shards, tmp_path, monkeypatch):
 
     def counting(mels, mel_frames):
         rest.append(len(mels))
-        return model.encode(mels, mel_frames)
+        return model.encode_mels(mels, mel_frames)
 
-    resumed, whole = go_on(counting, tmp_path / "broken"), go_on(model.encode, tmp_path / "whole")
+    resumed, whole = go_on(counting, tmp_path / "broken"), go_on(model.encode_mels, tmp_path / "whole")
     assert sum(made) + sum(rest) == 16
     for i in range(len(shards)):
         for clip in shards.clips(i):
@@ -133,7 +133,7 @@ def test_two_processes_do_not_fill_at_the_same_time(model, shards, tmp_path):
 
     def alone(mels, mel_frames):
         assert encoding.acquire(blocking=False)
-        states = model.encode(mels, mel_frames)
+        states = model.encode_mels(mels, mel_frames)
         encoding.release()
         return states
 

@@ -7,7 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils.data import get_worker_info
 
 from qwen_audio_train.model.load import load_processor
@@ -17,6 +16,7 @@ from qwen_audio_train.pipeline.quarantine import MicroBatch
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.shards.sources import LocalFolder
+from tests import builders
 
 STEPS = 5
 
@@ -115,8 +115,7 @@ def test_order_and_content_are_those_without_hints(made, workers):
     batches.reads_ahead = False
     batches.num_workers = workers
     for one, two in zip(expected, batches.loader(), strict=True):
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert builders.equal_batches(one, two)
 
 
 def test_a_resumed_run_is_hinted_alike(made):

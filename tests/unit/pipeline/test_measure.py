@@ -39,11 +39,23 @@ def test_lengths_are_those_of_the_rendered_samples(workshop, tokenizer, tmp_path
         rendered = renderer.render_many([record])[0]
         if isinstance(rendered, RenderedPair):
             answers = [len(rendered.chosen_ids), len(rendered.rejected_ids)]
-            expected = 2 * (len(rendered.prompt.input_ids) + max(answers)), sum(answers)
+            expected = len(rendered.prompt.input_ids) + sum(answers), sum(answers)
         else:
             expected = len(rendered.input_ids), int(rendered.supervised.sum())
         assert (lengths.llm_tokens[i], lengths.supervised_tokens[i]) == expected
         assert lengths.encoder_frames[i] == sum(encoder_frames(mel_frames(c.num_samples)) for c in record.clips)
+
+
+def test_a_pair_with_a_prompt_for_each_answer_takes_two_rows(workshop, tokenizer, tmp_path):
+    shards, renderer = ShardSet.open(workshop.folder / "dpo"), Renderer(tokenizer)
+    options = {"cache_dir": tmp_path, "shows_progress": False}
+    shared = measure(shards, renderer, tokenizer, **options)
+    apart = measure(shards, renderer, tokenizer, shares_prompts=False, **options)
+    assert shared.fingerprint != apart.fingerprint
+    for i in range(len(shards)):
+        rendered = renderer.render_many([shards.record(i)])[0]
+        longer = max(len(rendered.chosen_ids), len(rendered.rejected_ids))
+        assert apart.lengths.llm_tokens[i] == 2 * (len(rendered.prompt.input_ids) + longer)
 
 
 def test_several_wordings_count_the_longest(workshop, tokenizer, tmp_path):

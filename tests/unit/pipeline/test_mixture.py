@@ -21,7 +21,7 @@ from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.shards.writer import ShardWriter
-from tests import sets
+from tests import builders, sets
 from tests.builders import noise_clip
 
 SHARED = {"source": "synthetic", "license": "CC0-1.0", "split": "train"}
@@ -83,7 +83,7 @@ def test_text_and_audio_come_by_weight_and_share_batches(configured, front):
         kinds = set(planned.sources.tolist())
         mixed += kinds == {0, 1}
         texts += kinds == {1}
-        assert len(batch["input_ids"]) == len(planned)
+        assert len(batch["rows"]["spans"].lengths) == len(planned)
     assert mixed > 0, "a batch of both"
     assert "speech" in batches.table
     assert "75.00%" in batches.table
@@ -111,14 +111,14 @@ def test_filters_keep_their_samples_with_their_own_numbers(configured, front, fo
     lengths = batches.plan.sources[0].lengths
     assert isinstance(lengths.llm_tokens.base, np.memmap)
     batch = batches.builder.build([Draw(0, 2, 0)])
-    assert shards.record(wanted[2]).text in front.tokenizer.decode(batch["input_ids"][0])
+    assert shards.record(wanted[2]).text in front.tokenizer.decode(batch["rows"]["input_ids"][0])
     renders = Renderer(front.tokenizer).render_many([shards.record(i) for i in kept])
     assert lengths.llm_tokens.tolist() == [len(rendered.input_ids) for rendered in renders]
 
 
 def test_a_sources_prompt_takes_the_place_of_the_tasks_wording(configured, front):
     batches = stage_batches(configured("s: {set: @speech, prompt: 'Go on:'}"), front, rank=0, world=1)
-    text = front.tokenizer.decode(next(iter(batches.loader()))["input_ids"][0])
+    text = front.tokenizer.decode(next(iter(batches.loader()))["rows"]["input_ids"][0])
     assert "Go on:" in text
     assert "Detect the language" not in text
 
@@ -157,12 +157,10 @@ def test_augmentation_and_wordings_depend_on_seed_source_epoch_and_sample_only(c
         number = [source.name for source in builder.sources].index(name)
         return builder.build([Draw(number, sample, epoch)])
 
-    def equal(one, two) -> bool:
-        return all(one[name].shape == two[name].shape and torch.equal(one[name], two[name]) for name in one)
-
+    equal = builders.equal_batches
     for sample in range(4):
         assert equal(made(alone, "speech", 1, sample), made(mixed, "speech", 1, sample))
-    frames = {made(alone, "speech", epoch, 5)["mel_frames"].item() for epoch in range(12)}
+    frames = {made(alone, "speech", epoch, 5)["rows"]["clip_spans"].num_positions for epoch in range(12)}
     assert len(frames) == 3, "every speed comes"
     assert not all(equal(made(alone, "speech", 0, sample), made(alone, "speech", 1, sample)) for sample in range(6))
 
@@ -170,7 +168,7 @@ def test_augmentation_and_wordings_depend_on_seed_source_epoch_and_sample_only(c
 def test_augmented_bins_keep_to_the_budget(configured, front):
     config = configured("s: {set: @speech, augment: {speed_factors: [0.7, 1.3]}}", steps=8)
     for batch in stage_batches(config, front, rank=0, world=1).loader():
-        assert batch["input_ids"].numel() <= config.batching.llm_tokens_per_bin
+        assert batch["rows"]["input_ids"].numel() <= config.batching.llm_tokens_per_bin
         assert batch.failures == ()
 
 
@@ -226,11 +224,11 @@ def place_in(noises: ShardSet, added: np.ndarray) -> tuple[int, int]:
 
 def test_noise_is_the_same_in_worker_processes(configured, front, tmp_path):
     batches = stage_batches(configured(NOISY % noise_set(tmp_path / "noises"), steps=2), front, rank=0, world=1)
-    here = [batch["mels"] for batch in batches.loader()]
+    here = [batch["rows"]["mels"] for batch in batches.loader()]
     batches.num_workers = 1
-    assert all(map(torch.equal, here, [batch["mels"] for batch in batches.loader()]))
+    assert all(map(torch.equal, here, [batch["rows"]["mels"] for batch in batches.loader()]))
     quiet = stage_batches(configured("s: {set: @speech}", steps=2), front, rank=0, world=1)
-    assert not any(map(torch.equal, here, [batch["mels"] for batch in quiet.loader()]))
+    assert not any(map(torch.equal, here, [batch["rows"]["mels"] for batch in quiet.loader()]))
 
 
 def test_a_noise_that_cannot_be_had_is_named_and_leaves_the_slot_empty(configured, front, tmp_path):
@@ -262,6 +260,14 @@ def damaged(folder: Path, *numbers: int) -> Path:
     return folder
 
 
+def samples_of(rows: dict) -> list[dict]:
+    """Token ids and, of its one clip, the mels (silence before the next not counted) of each sample of a packed row."""
+    ids = rows["input_ids"][0].split(rows["spans"].lengths)
+    clip_of_frame = (rows["mel_is_clip"].diff(prepend=torch.zeros(1)) > 0).cumsum(0)
+    mels = [rows["mels"][:, (clip_of_frame == k + 1) & (rows["mel_is_clip"] > 0)] for k in range(len(ids))]
+    return [{"ids": of_one, "mel": mel} for of_one, mel in zip(ids, mels, strict=True)]
+
+
 def test_a_bad_sample_leaves_its_slot_empty_and_moves_no_other(configured, front, tmp_path):
     whole = stage_batches(
         configured(f"s: {{set: {sets.pretrain_set(tmp_path / 'a' / 'set')}}}"), front, rank=0, world=1
@@ -276,11 +282,10 @@ def test_a_bad_sample_leaves_its_slot_empty_and_moves_no_other(configured, front
         bad_slots += len(got.failures)
         assert {(failure.key, failure.sample) for failure in got.failures} <= {("p-7", 7), ("p-8", 8)}
         kept = [row for row, usable in enumerate(got.usable) if usable]
-        for row, place in enumerate(kept):
-            length = int(got["attention_mask"][row].sum())
-            assert torch.equal(got["input_ids"][row, :length], expected["input_ids"][place, :length])
-            frames = int(got["mel_frames"][row])
-            assert torch.equal(got["mels"][row, :, :frames], expected["mels"][place, :, :frames])
+        samples, expected_samples = samples_of(got["rows"]), samples_of(expected["rows"])
+        assert len(samples) == len(kept)
+        for one, place in zip(samples, kept, strict=True):
+            assert builders.equal_batches(one, expected_samples[place])
     assert bad_slots >= 2
     assert all("checksum" in failure.reason for batch in broken.loader() for failure in batch.failures)
 
@@ -290,8 +295,8 @@ def test_a_bin_of_bad_samples_only_adds_nothing(configured, front, tmp_path):
     builder = stage_batches(configured(f"s: {{set: {folder}}}"), front, rank=0, world=1).builder
     batch = builder.build([Draw(0, 7, 0), Draw(0, 8, 0)])
     assert batch.usable == (False, False)
-    assert (batch["labels"] == -100).all()
-    assert batch["audio_source"].numel() == 0
+    assert len(batch["rows"]["label_ids"]) == 0
+    assert batch["rows"]["audio_source"].numel() == 0
 
 
 def test_strict_building_raises(configured, front, tmp_path):
