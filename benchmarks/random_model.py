@@ -16,7 +16,6 @@ from transformers import (
 
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
 
-
 M = TypeVar("M", bound=Qwen2AudioForConditionalGeneration)
 
 

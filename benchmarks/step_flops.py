@@ -1,99 +1,74 @@
-"""What a training step costs by counting: floating-point operations of matrix products (two a multiply-add), and bytes
-of tensors that a backward pass needs. Knows nothing of memory traffic, launches, or how well a product runs."""
+"""Floating-point operations of a training step: matrix products only, two operations a multiply-add."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from benchmarks.random_model import Dimensions
-from qwen_audio_train.samples import BatchSizes
 
 PADDED_FRAMES = 1500
 """Encoder frames of 30 s."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """How much of everything one forward pass runs."""
+class StepShape:
+    """How much of everything a step has."""
 
-    encoder_frames: int
-    encoder_attended: int
-    """(query, key) pairs of frames."""
-    llm_tokens: int
-    llm_attended: int
-    projected: int
-    """Tokens at which the vocabulary is projected."""
-
-    def __add__(self, other: Load) -> Load:
-        return Load(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-    @classmethod
-    def of_stock(cls, rows: int, longest: int) -> Load:
-        """``rows`` rows padded to the longest, each with a clip padded to 30 s; dense masks, logits everywhere."""
-        tokens = rows * longest
-        return cls(rows * PADDED_FRAMES, rows * PADDED_FRAMES**2, tokens, tokens * longest, tokens)
+    rows: int
+    row_tokens: int
+    """Length that rows are padded to."""
+    scored_tokens: int
+    clips: int
+    """Different ones."""
+    clip_frames: int
+    """Encoder frames that clips are padded to at true length."""
+    pairs: bool
+    trains_encoder: bool
 
     @classmethod
-    def of_ours(cls, sizes: BatchSizes) -> Load:
-        """What the collator says that a batch holds."""
+    def of(cls, batch: dict[str, torch.Tensor], *, rows: int, pairs: bool, trains_encoder: bool) -> StepShape:
+        """Read off one of our batches."""
         return cls(
-            sizes.encoder_positions,
-            sizes.encoder_attended,
-            sizes.llm_positions,
-            sizes.llm_attended,
-            sizes.supervised_tokens,
+            rows=rows,
+            row_tokens=batch["input_ids"].shape[1],
+            scored_tokens=int((batch["labels"] != -100).sum()),
+            clips=len(batch["mels"]),
+            clip_frames=min(batch["mels"].shape[-1] // 2, PADDED_FRAMES),
+            pairs=pairs,
+            trains_encoder=trains_encoder,
         )
 
 
-@dataclass(frozen=True)
-class Training:
-    """Which parts of the model train, and whether a reference runs beside it."""
+def step_flops(dims: Dimensions, shape: StepShape, *, stock: bool) -> float:
+    """Of one step, stock or ours.
 
-    encoder: bool
-    llm_by_adapter: bool = False
-    """Only adapters of the language model train: gradients pass its weights, which get none."""
-    reference: bool = False
-
-
-def step_flops(dims: Dimensions, load: Load, training: Training) -> float:
-    """A part that trains costs three forwards (one more for each of two gradients), one that gradients only pass two,
-    a frozen one before everything that trains one. A reference adds a forward of everything."""
-    encoder = encoder_flops(dims, load.encoder_frames, load.encoder_attended)
-    llm = llm_flops(dims, load.llm_tokens, load.llm_attended) + 2.0 * load.projected * dims.llm_width * dims.vocab
-    reference = 1 if training.reference else 0
-    passes = 2 if training.llm_by_adapter else 3
-    return encoder * ((3 if training.encoder else 1) + reference) + llm * (passes + reference)
+    A tower that trains costs three forwards (one more for each of two gradients); one that only passes gradients on
+    costs two (adapters are too small to count); a frozen one before everything that trains costs one. Preferences add
+    one forward of everything for the reference.
+    """
+    frames, clips = (PADDED_FRAMES, shape.rows) if stock else (shape.clip_frames, shape.clips)
+    encoder = clips * encoder_flops(dims, frames)
+    llm = shape.rows * llm_flops(dims, shape.row_tokens)
+    head = 2.0 * dims.llm_width * dims.vocab * (shape.rows * shape.row_tokens if stock else shape.scored_tokens)
+    reference = 1 if shape.pairs else 0
+    return encoder * ((3 if shape.trains_encoder else 1) + reference) + (llm + head) * (2 + reference)
 
 
-def total_flops(dims: Dimensions, loads: Sequence[Load], training: Training) -> float:
-    """Of all batches of a step."""
-    return sum(step_flops(dims, load, training) for load in loads)
-
-
-def encoder_flops(dims: Dimensions, frames: int, attended: int) -> float:
-    """Forward, with the projector."""
+def encoder_flops(dims: Dimensions, frames: int, attended: int | None = None) -> float:
+    """Forward, with the projector: of one clip, or of several whose (query, key) pairs of frames are ``attended``."""
     width = dims.encoder_width
     stem = 2.0 * 3 * (2 * frames * dims.mel_bins * width + frames * width * width)
     linear = 2.0 * frames * (4 * width * width + 2 * width * dims.encoder_ffn)
+    attention = 4.0 * (frames * frames if attended is None else attended) * width
     projector = 2.0 * frames / 2 * width * dims.llm_width
-    return stem + dims.encoder_layers * (linear + 4.0 * attended * width) + projector
+    return stem + dims.encoder_layers * (linear + attention) + projector
 
 
-def llm_flops(dims: Dimensions, tokens: int, attended: int) -> float:
-    """Forward, without the vocabulary projection."""
+def llm_flops(dims: Dimensions, tokens: int, attended: int | None = None) -> float:
+    """Forward, without the vocabulary projection: of one row, or of several of ``attended`` (query, key) pairs."""
     width = dims.llm_width
     linear = 2.0 * tokens * (4 * width * width + 3 * width * dims.llm_ffn)
-    return dims.llm_layers * (linear + 4.0 * attended * width)
-
-
-def kept_values(dims: Dimensions, load: Load, training: Training) -> float:
-    """Numbers that the forward pass keeps for the backward pass, and the logits at their most.
-
-    Of a layer: inputs and outputs of norms, queries, keys, values, what attention gives, and the parts of the gated or
-    plain MLP. Of the logits: themselves, a copy or a log-softmax, and their gradient.
-    """
-    encoder_layer = 9 * dims.encoder_width + 2 * dims.encoder_ffn
-    llm_layer = 11 * dims.llm_width + 4 * dims.llm_ffn
-    encoder = load.encoder_frames * dims.encoder_layers * encoder_layer if training.encoder else 0
-    return encoder + load.llm_tokens * dims.llm_layers * llm_layer + 3.0 * load.projected * dims.vocab
+    attention = 4.0 * (tokens * tokens if attended is None else attended) * width
+    return dims.llm_layers * (linear + attention)

@@ -1,4 +1,4 @@
-"""The same samples as one step of either side: what each runs, how long it takes, what it holds, what counting predicts."""
+"""The same samples as one step of either side: what each runs, how long it takes, what it holds, what is predicted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from functools import partial
 import torch
 
 from benchmarks.both_sides import BothSides, Models
-from benchmarks.our_steps import Bin, our_bins, our_loss, our_pair_loss, our_pair_scores
+from benchmarks.our_steps import our_bins, our_loss, our_pair_loss, our_pair_scores
 from benchmarks.peak_memory import peak_tensor_bytes, weight_bytes
 from benchmarks.random_model import Dimensions
 from benchmarks.speech_mixes import Sample
-from benchmarks.step_flops import Load, Training, kept_values, total_flops
+from benchmarks.step_costs import Load, Training, kept_values, total_flops
 from benchmarks.stock_steps import Batch, stock_batches, stock_loss, stock_pair_loss, stock_pair_scores
 
 LOSS_TOLERANCE = 1e-4
@@ -46,7 +46,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class BatchSizes:
+class AtOnce:
     """Of a kind: what each side runs at once."""
 
     stock_samples: int
@@ -57,15 +57,13 @@ class BatchSizes:
 class Step:
     """Some samples, made into batches of both sides. One at a time: it sets what of the models trains."""
 
-    def __init__(self, both: BothSides, kind: Kind, samples: Sequence[Sample], sizes: BatchSizes) -> None:
+    def __init__(self, both: BothSides, kind: Kind, samples: Sequence[Sample], sizes: AtOnce) -> None:
         self.both, self.kind, self.num_samples = both, kind, len(samples)
         self.audio_seconds = sum(sample.seconds for sample in samples)
         self.stock_batches = stock_batches(
             samples, sizes.stock_samples, pairs=kind.pairs, device=both.device, dtype=both.dtype
         )
-        self.our_bins = our_bins(
-            samples, sizes.our_tokens, pairs=kind.pairs, device=both.device, vocab=both.dims.vocab
-        )
+        self.our_bins = our_bins(samples, sizes.our_tokens, pairs=kind.pairs, device=both.device, vocab=both.dims.vocab)
         self.num_labels = sum(bin_.sizes.supervised_tokens for bin_ in self.our_bins)
         for models in (both.stock, both.ours):
             models.set_encoder_trains(kind.trains_encoder)
@@ -86,7 +84,11 @@ class Step:
 
     def _stock_loss(self, batch: Batch) -> torch.Tensor:
         stock = self.both.stock
-        return stock_pair_loss(stock.policy, stock.reference, batch) if self.kind.pairs else stock_loss(stock.policy, batch)
+        return (
+            stock_pair_loss(stock.policy, stock.reference, batch)
+            if self.kind.pairs
+            else stock_loss(stock.policy, batch)
+        )
 
     def _our_loss(self, number: int) -> torch.Tensor:
         ours, bin_ = self.both.ours, self.our_bins[number]
@@ -179,7 +181,7 @@ def require_equal(both: BothSides, samples: Sequence[Sample]) -> dict[str, float
     found = {}
     for name, kind in KINDS.items():
         # Two samples a bin or so: what is packed together must not matter.
-        step = Step(both, kind, samples, BatchSizes(len(samples), 400))
+        step = Step(both, kind, samples, AtOnce(len(samples), 400))
         stock, ours = step.run_stock(), step.run_ours()
         found[name] = abs(stock - ours)
         if kind.pairs:
@@ -204,12 +206,12 @@ def _score_difference(step: Step) -> float:
 
 def fastest_sizes(
     both: BothSides, kind: Kind, samples: Sequence[Sample], stock_samples: Sequence[int], our_tokens: Sequence[int]
-) -> tuple[BatchSizes, dict[str, dict[str, float]]]:
+) -> tuple[AtOnce, dict[str, dict[str, float]]]:
     """What each side runs fastest at once, and seconds of all that were tried. What does not fit is left out."""
     tried: dict[str, dict[str, float]] = {"stock": {}, "ours": {}}
     for side, choices in (("stock", stock_samples), ("ours", our_tokens)):
         for choice in choices:
-            sizes = BatchSizes(choice, our_tokens[0]) if side == "stock" else BatchSizes(stock_samples[0], choice)
+            sizes = AtOnce(choice, our_tokens[0]) if side == "stock" else AtOnce(stock_samples[0], choice)
             try:
                 step = Step(both, kind, samples, sizes)
                 tried[side][str(choice)] = timed(step.run_stock if side == "stock" else step.run_ours, both.device)
@@ -221,7 +223,4 @@ def fastest_sizes(
         if not tried[side]:
             raise SystemExit(f"{side}: not even {choices[0]} at once fits this device")
     best = {side: int(min(found, key=found.__getitem__)) for side, found in tried.items()}
-    return BatchSizes(best["stock"], best["ours"]), tried
-
-
-__all__ = ["KINDS", "BatchSizes", "Bin", "Kind", "Step", "fastest_sizes", "require_equal", "timed"]
+    return AtOnce(best["stock"], best["ours"]), tried

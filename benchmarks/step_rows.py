@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from random_model import Dimensions
 from transformers import WhisperFeatureExtractor
 
+from benchmarks.random_model import Dimensions
 from qwen_audio_train.audio import lengths
 from qwen_audio_train.audio.features import LogMel
 from qwen_audio_train.pipeline.collate import Collator, silent_clip

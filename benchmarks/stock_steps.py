@@ -63,9 +63,7 @@ def _rows(prompts: Sequence[IntArray], answers: Sequence[IntArray]) -> dict[str,
 
 
 def _placed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    return {
-        name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in batch.items()
-    }
+    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in batch.items()}
 
 
 def stock_loss(model: Any, batch: Batch) -> torch.Tensor:

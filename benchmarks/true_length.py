@@ -22,6 +22,7 @@ import json
 import logging
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,13 +30,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
-from random_model import SIZES, Dimensions, build
-from step_flops import StepShape, step_flops
-from step_rows import RowMaker
 from torch.nn.functional import logsigmoid
 from trl.trainer.utils import selective_log_softmax
 
+from benchmarks.random_model import SIZES, Dimensions, build
+from benchmarks.step_flops import StepShape, step_flops
+from benchmarks.step_rows import RowMaker
 from qwen_audio_train.losses.reduction import token_mean_share
 
 logger = logging.getLogger(__name__)
