@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_tensor_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Beyond what was alive before; what ``run`` frees of that counts as less."""
+    """Beyond what was alive before, which ``run`` must leave alive: the CPU's profiler would not see it go."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -32,7 +32,7 @@ def peak_tensor_bytes(run: Callable[[], object], device: torch.device) -> int:
         if event.name() == "[memory]" and event.device_type() == DeviceType.CPU
     ]
     changes.sort(key=lambda change: change[0])
-    return max(0, *accumulate(size for _, size in changes), 0)
+    return max(accumulate((size for _, size in changes), initial=0))
 
 
 def weight_bytes(*models: torch.nn.Module) -> int:

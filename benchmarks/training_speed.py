@@ -1,7 +1,7 @@
 """Training steps here beside those of stock transformers: time, memory, padding, waiting, long rows. Prints ratios.
 
     python benchmarks/training_speed.py --json FILE                            # scaled down, 2 CPU cores: 10 minutes
-    python benchmarks/training_speed.py --size 7b --device cuda --json FILE    # true dimensions with LoRA, one 80 GB GPU
+    python benchmarks/training_speed.py --size 7b --device cuda --json FILE    # true dimensions, LoRA, one 80 GB GPU
     python benchmarks/training_speed.py --quick                                # shows that it runs, is no measurement
 
 Stock is what one would otherwise run (benchmarks/stock_steps.py); ours is this package's own plan, collator, model and
@@ -18,7 +18,6 @@ import datetime
 import json
 import os
 import platform
-import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -36,7 +35,7 @@ from benchmarks.padding import padding
 from benchmarks.random_model import SIZES, Dimensions
 from benchmarks.row_scaling import row_scaling
 from benchmarks.speech_mixes import MIXES, Sample, mix_samples
-from benchmarks.speed_table import table
+from benchmarks.speed_summary import summary, table
 from benchmarks.step_ratios import KINDS, AtOnce, Kind, Step, fastest_sizes, require_equal
 
 PACKAGES = ("numpy", "peft", "torch", "transformers", "trl")
@@ -239,58 +238,9 @@ class Bench:
             "our_seconds": seconds["ours"],
             "stock_flop": stock,
             "our_flop": ours,
-            "predicted": stock / ours,
-            "predicted_7b": stock_7b / ours_7b,
+            "stock_flop_7b": stock_7b,
+            "our_flop_7b": ours_7b,
         }
-
-
-def summary(raw: dict[str, Any]) -> dict[str, Any]:
-    """Medians of repetitions; memory of the mix with the worst ratio."""
-    ratios = {
-        f"{name}_ratio": {mix: _median(r["stock_seconds"] / r["our_seconds"] for r in of) for mix, of in mixes.items()}
-        for name, mixes in raw["steps"].items()
-    }
-    trained = {mix: [r["stock_seconds"] for r in of] for mix, of in raw["steps"]["dpo"].items()}
-    frozen = {mix: [r["our_seconds"] for r in of] for mix, of in raw["steps"]["dpo_frozen"].items()}
-    memory = {name: _memory_ratios(by_mix, "peak_bytes") for name, by_mix in raw["memory"].items()}
-    memory_predicted = {name: _memory_ratios(by_mix, "predicted_bytes") for name, by_mix in raw["memory"].items()}
-    counted = {
-        key: {
-            f"{name}_ratio": {mix: _median(r[key] for r in of) for mix, of in mixes.items()}
-            for name, mixes in raw["steps"].items()
-        }
-        for key in ("predicted", "predicted_7b")
-    }
-    return {
-        **ratios,
-        "dpo_frozen_over_trained_ratio": {
-            mix: _median(stock / ours for stock, ours in zip(trained[mix], frozen[mix], strict=True)) for mix in frozen
-        },
-        **{f"{name}_memory_ratio": max(by_mix.values()) for name, by_mix in memory.items()},
-        **{f"{name}_memory_ratio_by_mix": by_mix for name, by_mix in memory.items()},
-        "llm_padding": raw["padding"]["llm_padding"],
-        "encoder_padding": raw["padding"]["encoder_padding"],
-        "data_wait": raw["data_wait"]["data_wait"],
-        "row_scaling": raw["row_scaling"]["row_scaling"],
-        "predicted": {
-            **counted["predicted"],
-            **{f"{name}_memory_ratio": max(by_mix.values()) for name, by_mix in memory_predicted.items()},
-            "llm_padding": 0.0,
-            # A clip brings a frame of context, and half a frame of gap.
-            "encoder_padding": 0.005,
-            "data_wait": 0.0,
-            "row_scaling": 1.0,
-        },
-        "predicted_7b": counted["predicted_7b"],
-    }
-
-
-def _median(values: Any) -> float:
-    return statistics.median(list(values))
-
-
-def _memory_ratios(by_mix: dict[str, Any], which: str) -> dict[str, float]:
-    return {mix: found[which]["ours"] / found[which]["stock"] for mix, found in by_mix.items()}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
