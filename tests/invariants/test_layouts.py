@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from qwen_audio_train.config.model import AttentionKernel
+from qwen_audio_train.model.efficient import own_model
 from qwen_audio_train.pipeline.loading import Draw
-from qwen_audio_train.training.dpo_trainer import own_model
 
 # Of the chat set: analysis, voice chat, text only, and two clips in one sample.
 SAMPLES = [3, 1, 2, 4, 9, 7, 5]
