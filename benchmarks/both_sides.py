@@ -50,6 +50,11 @@ class BothSides:
         stock, ours = (Models(policy, reference) for policy, reference in zip(policies, references, strict=True))
         return cls(stock, ours, dims, device, dtype, lora)
 
+    def zero_grad(self) -> None:
+        """Of both policies, after a step that was broken off."""
+        for models in (self.stock, self.ours):
+            models.policy.zero_grad()
+
 
 def _shared(dims: Dimensions, device: torch.device, dtype: torch.dtype, *, seed: int, lora: bool) -> tuple[Any, Any]:
     """(stock, ours) over one set of weights."""

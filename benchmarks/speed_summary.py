@@ -62,6 +62,10 @@ def summary(raw: dict[str, Any]) -> dict[str, Any]:
         **measured,
         **{name: max(by_mix.values()) for name, by_mix in memory.items()},
         **{f"{name}_by_mix": by_mix for name, by_mix in memory.items()},
+        "rates": {
+            name: {mix: {side: _rates(found, side) for side in ("stock", "our")} for mix, found in mixes.items()}
+            for name, mixes in raw["steps"].items()
+        },
         "llm_padding": raw["padding"]["llm_padding"],
         "encoder_padding": raw["padding"]["encoder_padding"],
         "data_wait": raw["data_wait"]["data_wait"],
@@ -83,6 +87,16 @@ def ratios(steps: dict[str, Any], name: str, mix: str, what: str) -> list[float]
 
 def _by_mix(steps: dict[str, Any], name: str, what: str) -> dict[str, float]:
     return {mix: statistics.median(ratios(steps, name, mix, what)) for mix in steps["sft"]}
+
+
+def _rates(repetitions: list[dict[str, float]], side: str) -> dict[str, float]:
+    """Of one side over all repetitions; operations as counted, which is what utilisation is a share of."""
+    seconds = sum(r[f"{side}_seconds"] for r in repetitions)
+    return {
+        "samples_per_second": sum(r["samples"] for r in repetitions) / seconds,
+        "audio_seconds_per_second": sum(r["audio_seconds"] for r in repetitions) / seconds,
+        "tflop_per_second": sum(r[f"{side}_flop"] for r in repetitions) / seconds / 1e12,
+    }
 
 
 def _memory(by_mix: dict[str, Any], which: str) -> dict[str, float]:

@@ -117,30 +117,29 @@ class Step:
 
     def peak_bytes(self) -> dict[str, int]:
         """Of each side: its weights, its batches, and the most that its step holds beyond them."""
-        both, needs = self.both, self.kind.pairs
-        stock_held = _bytes(self.stock_batches) + weight_bytes(*_models(both.stock, reference=needs))
-        our_reference = needs and not self.kind.stores_reference
-        our_held = _bytes([b.batch for b in self.our_bins]) + weight_bytes(*_models(both.ours, reference=our_reference))
+        held, device = self.weight_bytes(), self.both.device
         return {
-            "stock": stock_held + peak_tensor_bytes(self.run_stock, both.device),
-            "ours": our_held + peak_tensor_bytes(self.run_ours, both.device),
+            "stock": held["stock"] + _bytes(self.stock_batches) + peak_tensor_bytes(self.run_stock, device),
+            "ours": held["ours"] + _bytes([b.batch for b in self.our_bins]) + peak_tensor_bytes(self.run_ours, device),
         }
 
     def predicted_bytes(self) -> dict[str, float]:
         """The same by counting, for steps of one batch."""
-        stock, ours = self.loads()
-        both, element = self.both, torch.finfo(self.both.dtype).bits / 8
-        training = self.kind.training(lora=both.has_lora, ours=True)
-        live = {"stock": self.kind.pairs, "ours": self.kind.pairs and not self.kind.stores_reference}
-        found = {}
-        for side, models, loads in (("stock", both.stock, stock), ("ours", both.ours, ours)):
-            kept = max(kept_values(both.dims, load, training) for load in loads) * element
-            found[side] = weight_bytes(*_models(models, reference=live[side])) + kept
-        return found
+        held, element = self.weight_bytes(), torch.finfo(self.both.dtype).bits / 8
+        training = self.kind.training(lora=self.both.has_lora, ours=True)
+        return {
+            side: held[side] + element * max(kept_values(self.both.dims, load, training) for load in loads)
+            for side, loads in zip(("stock", "ours"), self.loads(), strict=True)
+        }
 
-
-def _models(models: Models, *, reference: bool) -> list[torch.nn.Module]:
-    return [models.policy, models.reference] if reference else [models.policy]
+    def weight_bytes(self) -> dict[str, int]:
+        """Of each side's policy, and of its reference where it needs one."""
+        both, pairs = self.both, self.kind.pairs
+        needs = {"stock": pairs, "ours": pairs and not self.kind.stores_reference}
+        return {
+            side: weight_bytes(models.policy, *([models.reference] if needs[side] else []))
+            for side, models in (("stock", both.stock), ("ours", both.ours))
+        }
 
 
 def _bytes(values: object) -> int:
@@ -218,8 +217,7 @@ def fastest_sizes(
             except torch.OutOfMemoryError:
                 break
             finally:
-                both.stock.policy.zero_grad()
-                both.ours.policy.zero_grad()
+                both.zero_grad()
         if not tried[side]:
             raise SystemExit(f"{side}: not even {choices[0]} at once fits this device")
     best = {side: int(min(found, key=found.__getitem__)) for side, found in tried.items()}

@@ -79,7 +79,7 @@ CPU = Settings(
     rows_at_once=(1, 2, 4, 8),
     pairs_at_once=(1, 2, 4),
     tokens_at_once=(512, 1024, 2048),
-    memory_pairs=2,
+    memory_pairs=4,
     # Fewer layers: time a token is wanted, and 16,000 tokens of all layers would take 20 GB.
     scaling_dims=replace(SIZES["cpu"], encoder_layers=1, llm_layers=2),
     scaling_rows=(1024, 4096, 16_384),
@@ -209,7 +209,11 @@ class Bench:
                 count = self.settings.memory_pairs * (1 if kind.pairs else 2)
                 step = Step(both, kind, self._samples(mix, count, MEMORY_SEED), AtOnce(count, 1 << 20))
                 predicted = step.predicted_bytes()
-                found[name][mix] = {"predicted_bytes": predicted, "peak_bytes": step.peak_bytes()}
+                found[name][mix] = {
+                    "predicted_bytes": predicted,
+                    "peak_bytes": step.peak_bytes(),
+                    "weight_bytes": step.weight_bytes(),
+                }
         return found
 
     def _steps(self, both: BothSides, at_once: dict[str, AtOnce]) -> dict[str, Any]:
@@ -225,13 +229,25 @@ class Bench:
     def _step(self, both: BothSides, kind: Kind, mix: str, sizes: AtOnce, repetition: int) -> dict[str, Any]:
         settings = self.settings
         # Pairs of one repetition are the same with the encoder trained and frozen.
-        step = Step(both, kind, self._samples(mix, settings.pairs if kind.pairs else settings.rows, repetition), sizes)
+        samples = self._samples(mix, settings.pairs if kind.pairs else settings.rows, repetition)
+        step = Step(both, kind, samples, sizes)
         stock, ours = step.flops(settings.dims, lora=settings.lora)
         stock_7b, ours_7b = step.flops(SIZES["7b"], lora=settings.lora)
-        seconds = step.seconds(stock_first=repetition % 2 == 0)
+        seconds = None
+        try:
+            seconds = step.seconds(stock_first=repetition % 2 == 0)
+        except torch.OutOfMemoryError:
+            if sizes.stock_samples == 1:
+                raise
+        if seconds is None:
+            # Batch sizes were chosen on one mix; of longer clips only half as many may fit.
+            both.zero_grad()
+            return self._step(both, kind, mix, replace(sizes, stock_samples=sizes.stock_samples // 2), repetition)
         return {
             "samples": step.num_samples,
             "audio_seconds": step.audio_seconds,
+            "stock_samples_at_once": sizes.stock_samples,
+            "our_tokens_at_once": sizes.our_tokens,
             "stock_batches": len(step.stock_batches),
             "our_bins": len(step.our_bins),
             "stock_seconds": seconds["stock"],

@@ -9,6 +9,8 @@ from benchmarks.speed_summary import GOALS, TITLES, summary, table
 
 def repetition(stock: float, ours: float) -> dict[str, float]:
     return {
+        "samples": 4,
+        "audio_seconds": 20.0,
         "stock_seconds": stock,
         "our_seconds": ours,
         "stock_flop": 3e12,
@@ -45,6 +47,9 @@ def test_ratios_are_medians_of_repetitions_that_ran_the_same_samples(raw):
     assert found["dpo_frozen_over_trained_ratio"] == {"3": 15.0, "5": 10.0}
     assert found["predicted"]["sft_ratio"] == {"3": 3.0, "5": 3.0}
     assert found["predicted_7b"]["dpo_ratio"]["5"] == 2.0
+    assert found["rates"]["dpo"]["3"]["our"] == pytest.approx(
+        {"samples_per_second": 12 / 9, "audio_seconds_per_second": 60 / 9, "tflop_per_second": 3 / 9}
+    )
 
 
 def test_memory_is_that_of_the_worst_mix(raw):

@@ -60,6 +60,16 @@ def test_losses_agree_and_are_no_constants(both, samples):
     assert abs(step.run_stock() - np.log(2)) > 1e-3  # policy and reference differ
 
 
+def test_adapters_agree_too(samples):
+    adapted = BothSides.build(TINY, CPU, torch.float32, lora=True)
+    assert len(require_equal(adapted, samples)) == 5
+    trains = {name for name, parameter in adapted.stock.policy.named_parameters() if parameter.requires_grad}
+    assert trains
+    assert all("lora" in name for name in trains)  # the encoder was frozen last
+    adapted.stock.set_encoder_trains(True)
+    assert any("audio_tower" in n for n, p in adapted.stock.policy.named_parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize("broken", ["our_loss", "our_pair_loss", "our_pair_scores"])
 def test_a_difference_stops_the_benchmark(both, samples, broken, monkeypatch):
     right = getattr(step_ratios, broken)
@@ -151,6 +161,13 @@ def test_costs_by_hand():
 def test_more_rows_at_once_hold_more_memory(both, samples):
     one, three = (Step(both, KINDS["sft"], samples, AtOnce(rows, 2000)).peak_bytes()["stock"] for rows in (1, 3))
     assert three > 1.5 * one
+
+
+def test_only_a_live_reference_takes_memory(both, samples):
+    one = weight_bytes(both.ours.policy)
+    for name, (stock, ours) in {"sft": (1, 1), "dpo": (2, 2), "dpo_frozen": (2, 1)}.items():
+        held = Step(both, KINDS[name], samples, AtOnce(3, 2000)).weight_bytes()
+        assert {side: round(size / one, 1) for side, size in held.items()} == {"stock": stock, "ours": ours}
 
 
 def test_padding_is_counted_by_the_collators():
