@@ -9,7 +9,7 @@ Letters in tensor names: B rows, S tokens of a row, N clips, F mel frames, M mel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -154,3 +154,27 @@ class Lengths:
 
     def __len__(self) -> int:
         return len(self.llm_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSizes:
+    """What one micro-batch holds and what it costs to run once; sums of these describe a step."""
+
+    supervised_tokens: int = 0
+    llm_tokens: int = 0
+    """Real tokens in the language model's rows."""
+    llm_positions: int = 0
+    """Positions that it runs, padding included."""
+    llm_attended: int = 0
+    """(query, key) pairs that its attention must look at: sum over real tokens of the tokens each one sees."""
+    encoder_frames: int = 0
+    """20 ms frames of the clips that are encoded; 0 when they were encoded before."""
+    encoder_positions: int = 0
+    """Frames that the encoder runs, padding included."""
+    encoder_attended: int = 0
+    audio_tokens: int = 0
+    """Audio slots of all clips, encoded now or before."""
+
+    def __add__(self, other: BatchSizes) -> BatchSizes:
+        """Field by field."""
+        return BatchSizes(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
