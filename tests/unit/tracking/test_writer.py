@@ -7,9 +7,11 @@ import re
 import sys
 
 import pytest
+from transformers import AutoConfig
 
 from qwen_audio_train.config.load import CONFIG_DIR
 from qwen_audio_train.config.tracking import TrackingConfig, WandbMode
+from qwen_audio_train.model.flops import ModelShape, Part, forward_flops
 from qwen_audio_train.pipeline.batches import BatchBuilder
 from qwen_audio_train.samples import BatchSizes
 from qwen_audio_train.tracking.metrics import METRIC_NAMES
@@ -18,6 +20,7 @@ from qwen_audio_train.tracking.writer import METRICS_FILE, MetricWriter, read_me
 from tests.stage_runs import STAGES
 
 DISABLED = TrackingConfig(wandb=WandbMode.disabled)
+SIZES = BatchSizes(3, 18, 20, 90, 30, 40, 500, 15)
 ONLY_DPO = {"pairs", "entropy", "mean_token_accuracy"}
 
 
@@ -73,11 +76,10 @@ def test_wandb_offline_writes_under_the_run_folder(tmp_path):
 def lines_of_stages(workshop, tmp_path_factory):
     """The lines of a short run of each stage, whose batches have sizes."""
     build = BatchBuilder.build
-    sizes = BatchSizes(3, 18, 20, 90, 30, 40, 500, 15)
 
     def measured(builder, draws):
         batch = build(builder, draws)
-        batch.sizes = sizes
+        batch.sizes = SIZES
         return batch
 
     lines = {}
@@ -85,7 +87,7 @@ def lines_of_stages(workshop, tmp_path_factory):
         patch.setattr(BatchBuilder, "build", measured)
         for stage in STAGES:
             folder = tmp_path_factory.mktemp(stage)
-            settings = ("tracking.peak_tflops=0.5", "checkpoint.every_steps=1")
+            settings = ("trainable=all", "tracking.peak_tflops=0.5", "checkpoint.every_steps=1")
             workshop.train(stage, workshop.config(stage, folder, *settings, steps=2))
             lines[stage] = read_metrics(folder)
     return lines
@@ -115,7 +117,11 @@ def test_the_page_of_metrics_has_every_name_and_no_other():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_numbers_of_a_step_hang_together(lines_of_stages, stage):
+def test_numbers_of_a_step_hang_together(lines_of_stages, workshop, stage):
+    forward = forward_flops(ModelShape.of(AutoConfig.from_pretrained(workshop.folder / "model")), SIZES + SIZES)
+    whole = sum(products.total for products in forward.values())
+    # Mels need no gradient; DPO runs its reference once.
+    teraflops = (3 * whole - forward[Part.conv1].total + whole * (stage == "dpo")) / 1e12
     for line in lines_of_stages[stage]:
         assert line["llm_padding"] == pytest.approx(0.1)
         assert line["encoder_padding"] == pytest.approx(0.25)
@@ -125,6 +131,7 @@ def test_numbers_of_a_step_hang_together(lines_of_stages, stage):
         assert line["data_seconds"] + line["compute_seconds"] == pytest.approx(line["step_seconds"])
         assert 0 < line["data_wait_share"] < 1
         assert line["model_flops_utilisation"] == pytest.approx(line["model_tflops_per_second"] / 0.5)
+        assert line["model_tflops_per_second"] * line["step_seconds"] == pytest.approx(teraflops, rel=1e-6)
     assert [("checkpoint_seconds" in line) for line in lines_of_stages[stage]] == [False, True]
 
 

@@ -123,6 +123,7 @@ def test_a_steps_sizes_and_the_longest_wait_come_out_of_its_one_sum(workshop, tm
     def reduce(counts: torch.Tensor, reduction: str) -> torch.Tensor:
         assert reduction == "sum"
         seen.append(counts)
+        assert [bool(wait) for wait in counts[-3:]] == [False, True, False]
         others = torch.zeros_like(counts)
         others[-3], others[-1] = 2.0, 5.0  # what the other two waited
         return 3 * counts - 2 * counts * (torch.arange(len(counts)) >= len(counts) - 3) + others
