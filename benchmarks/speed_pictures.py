@@ -1,6 +1,6 @@
 """Draws the small pictures of docs/speed.md, from the product's own collator and masks.
 
-    python benchmarks/speed_pictures.py
+python benchmarks/speed_pictures.py
 """
 
 from __future__ import annotations
