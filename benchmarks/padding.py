@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.our_steps import our_bins
 from benchmarks.speech_mixes import MIXES, mix_samples
-from benchmarks.step_costs import Load
+from benchmarks.step_costs import run_by_stock
 from benchmarks.stock_steps import stock_batches
 from qwen_audio_train.samples import BatchSizes
 
@@ -26,14 +26,14 @@ def padding(samples_per_mix: int) -> dict[str, Any]:
     """
     cpu = torch.device("cpu")
     by_mix: dict[str, dict[str, float]] = {}
-    total, stock_total = BatchSizes(), Load(0, 0, 0, 0, 0)
+    total, stock_total = BatchSizes(), BatchSizes()
     for number, (name, mix) in enumerate(MIXES.items()):
         # One mel bin: contents do not matter here.
         samples = mix_samples(mix, samples_per_mix, mel_bins=1, audio_id=ANY_VOCAB - 1, seed=number)
         bins = our_bins(samples, TOKENS_PER_BIN, pairs=False, device=cpu, vocab=ANY_VOCAB)
         sizes = sum((bin_.sizes for bin_ in bins), BatchSizes())
         rows = stock_batches(samples, STOCK_ROWS, pairs=False, device=cpu, dtype=torch.float32)
-        stock = sum((Load.of_stock(*batch["input_ids"].shape) for batch in rows), Load(0, 0, 0, 0, 0))
+        stock = sum((run_by_stock(*batch["input_ids"].shape) for batch in rows), BatchSizes())
         by_mix[name] = _shares(sizes, stock)
         total, stock_total = total + sizes, stock_total + stock
     return {
@@ -44,7 +44,7 @@ def padding(samples_per_mix: int) -> dict[str, Any]:
     }
 
 
-def _shares(sizes: BatchSizes, stock: Load) -> dict[str, float]:
+def _shares(sizes: BatchSizes, stock: BatchSizes) -> dict[str, float]:
     return {
         "llm_padding": 1 - sizes.llm_tokens / sizes.llm_positions,
         "encoder_padding": 1 - sizes.encoder_frames / sizes.encoder_positions,

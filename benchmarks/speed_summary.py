@@ -51,20 +51,30 @@ PREDICTED = {
 }
 
 
-def summary(raw: dict[str, Any]) -> dict[str, Any]:
-    """Medians over repetitions, by mix; memory of the mix with the worst ratio. ``predicted`` holds the same names."""
+def summary(raw: dict[str, Any], peak_tflops: float | None) -> dict[str, Any]:
+    """Medians over repetitions, by mix; memory of the mix with the worst ratio. ``predicted`` holds the same names.
+
+    Args:
+        peak_tflops: of the device, for ``model_flops_utilisation``; None leaves it out.
+    """
     measured = {name: _by_mix(raw["steps"], name, "seconds") for name in RATIOS}
     memory = {f"{name}_memory_ratio": _memory(found, "peak_bytes") for name, found in raw["memory"].items()}
     predicted_memory = {
         f"{name}_memory_ratio": _memory(found, "predicted_bytes") for name, found in raw["memory"].items()
     }
+    rates = {
+        name: {mix: {side: _rates(found, side) for side in ("stock", "our")} for mix, found in mixes.items()}
+        for name, mixes in raw["steps"].items()
+    }
     return {
         **measured,
         **{name: max(by_mix.values()) for name, by_mix in memory.items()},
         **{f"{name}_by_mix": by_mix for name, by_mix in memory.items()},
-        "rates": {
-            name: {mix: {side: _rates(found, side) for side in ("stock", "our")} for mix, found in mixes.items()}
-            for name, mixes in raw["steps"].items()
+        "rates": rates,
+        "model_flops_utilisation": peak_tflops
+        and {
+            name: {mix: sides["our"]["model_tflop_per_second"] / peak_tflops for mix, sides in mixes.items()}
+            for name, mixes in rates.items()
         },
         "llm_padding": raw["padding"]["llm_padding"],
         "encoder_padding": raw["padding"]["encoder_padding"],
@@ -90,12 +100,13 @@ def _by_mix(steps: dict[str, Any], name: str, what: str) -> dict[str, float]:
 
 
 def _rates(repetitions: list[dict[str, float]], side: str) -> dict[str, float]:
-    """Of one side over all repetitions; operations as counted, which is what utilisation is a share of."""
+    """Of one side over all repetitions: operations that are run, and those that the mathematics asks for."""
     seconds = sum(r[f"{side}_seconds"] for r in repetitions)
     return {
         "samples_per_second": sum(r["samples"] for r in repetitions) / seconds,
         "audio_seconds_per_second": sum(r["audio_seconds"] for r in repetitions) / seconds,
         "tflop_per_second": sum(r[f"{side}_flop"] for r in repetitions) / seconds / 1e12,
+        "model_tflop_per_second": sum(r["model_flop"] for r in repetitions) / seconds / 1e12,
     }
 
 

@@ -15,8 +15,10 @@ from benchmarks.our_steps import our_bins, our_loss, our_pair_loss, our_pair_sco
 from benchmarks.peak_memory import peak_tensor_bytes, weight_bytes
 from benchmarks.random_model import Dimensions
 from benchmarks.speech_mixes import Sample
-from benchmarks.step_costs import Load, Training, kept_values, total_flops
+from benchmarks.step_costs import Training, kept_values, run_by_stock, run_by_us, total_flops
 from benchmarks.stock_steps import Batch, stock_batches, stock_loss, stock_pair_loss, stock_pair_scores
+from qwen_audio_train.model.flops import StepFlops
+from qwen_audio_train.samples import BatchSizes
 
 LOSS_TOLERANCE = 1e-4
 """Largest difference of losses, and of summed log-probabilities relative to their size, in fp32."""
@@ -97,14 +99,20 @@ class Step:
         reference = self._references[number] if self._references else ours.reference
         return our_pair_loss(ours.policy, reference, bin_, self.num_samples)
 
-    def loads(self) -> tuple[list[Load], list[Load]]:
-        """Of one forward pass, by batch: (stock, ours)."""
-        stock = [Load.of_stock(*batch["input_ids"].shape) for batch in self.stock_batches]
-        return stock, [Load.of_ours(bin_.sizes) for bin_ in self.our_bins]
+    def runs(self) -> tuple[list[BatchSizes], list[BatchSizes]]:
+        """What one forward pass runs, by batch: (stock, ours)."""
+        stock = [run_by_stock(*batch["input_ids"].shape) for batch in self.stock_batches]
+        return stock, [run_by_us(bin_.sizes) for bin_ in self.our_bins]
+
+    def model_flops(self) -> float:
+        """What the mathematics asks for, as training's own numbers count it; after ``set_encoder_trains``."""
+        live = self.kind.pairs and not self.kind.stores_reference
+        priced = StepFlops.of(self.both.ours.policy, reference_passes=int(live))
+        return sum(priced.step(bin_.sizes) for bin_ in self.our_bins)
 
     def flops(self, dims: Dimensions, *, lora: bool) -> tuple[float, float]:
         """Counted, with these lengths: (stock, ours)."""
-        stock, ours = self.loads()
+        stock, ours = self.runs()
         return (
             total_flops(dims, stock, self.kind.training(lora=lora, ours=False)),
             total_flops(dims, ours, self.kind.training(lora=lora, ours=True)),
@@ -128,8 +136,8 @@ class Step:
         held, element = self.weight_bytes(), torch.finfo(self.both.dtype).bits / 8
         training = self.kind.training(lora=self.both.has_lora, ours=True)
         return {
-            side: held[side] + element * max(kept_values(self.both.dims, load, training) for load in loads)
-            for side, loads in zip(("stock", "ours"), self.loads(), strict=True)
+            side: held[side] + element * max(kept_values(self.both.dims, run, training) for run in runs)
+            for side, runs in zip(("stock", "ours"), self.runs(), strict=True)
         }
 
     def weight_bytes(self) -> dict[str, int]:

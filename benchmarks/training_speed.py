@@ -37,6 +37,7 @@ from benchmarks.row_scaling import row_scaling
 from benchmarks.speech_mixes import MIXES, Sample, mix_samples
 from benchmarks.speed_summary import summary, table
 from benchmarks.step_ratios import KINDS, AtOnce, Kind, Step, fastest_sizes, require_equal
+from qwen_audio_train.training.device_limits import peak_tflops
 
 PACKAGES = ("numpy", "peft", "torch", "transformers", "trl")
 GUARD_SEED, CHOICE_SEED, MEMORY_SEED = 1001, 1002, 1003
@@ -170,7 +171,7 @@ class Bench:
                 steps=settings.wait_steps,
                 lora=settings.lora,
             )
-        return {**summary(raw), "raw": raw}
+        return {**summary(raw, peak_tflops(device, None)), "raw": raw}
 
     def _at(self, part: str) -> None:
         self._bar.set_description(part)
@@ -256,6 +257,7 @@ class Bench:
             "our_flop": ours,
             "stock_flop_7b": stock_7b,
             "our_flop_7b": ours_7b,
+            "model_flop": step.model_flops(),
         }
 
 

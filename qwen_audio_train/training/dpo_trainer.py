@@ -27,6 +27,7 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
     """(x, y_w, y_l) with audio in x, against a frozen reference (a second model, or the base under a LoRA)."""
 
     item_name = "pairs"
+    reference_passes = 1
     accelerator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

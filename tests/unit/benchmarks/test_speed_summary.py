@@ -17,6 +17,7 @@ def repetition(stock: float, ours: float) -> dict[str, float]:
         "our_flop": 1e12,
         "stock_flop_7b": 2e15,
         "our_flop_7b": 1e15,
+        "model_flop": 0.9e12,
     }
 
 
@@ -40,7 +41,7 @@ def raw() -> dict:
 
 
 def test_ratios_are_medians_of_repetitions_that_ran_the_same_samples(raw):
-    found = summary(raw)
+    found = summary(raw, 1.0)
     assert found["sft_ratio"] == {"3": 4.0, "5": 2.0}
     assert found["dpo_ratio"] == {"3": 10.0, "5": 5.0}
     assert found["dpo_frozen_ratio"] == {"3": 5.0, "5": 6.0}
@@ -48,19 +49,26 @@ def test_ratios_are_medians_of_repetitions_that_ran_the_same_samples(raw):
     assert found["predicted"]["sft_ratio"] == {"3": 3.0, "5": 3.0}
     assert found["predicted_7b"]["dpo_ratio"]["5"] == 2.0
     assert found["rates"]["dpo"]["3"]["our"] == pytest.approx(
-        {"samples_per_second": 12 / 9, "audio_seconds_per_second": 60 / 9, "tflop_per_second": 3 / 9}
+        {
+            "samples_per_second": 12 / 9,
+            "audio_seconds_per_second": 60 / 9,
+            "tflop_per_second": 3 / 9,
+            "model_tflop_per_second": 2.7 / 9,
+        }
     )
+    assert found["model_flops_utilisation"]["dpo"]["3"] == pytest.approx(0.3)
+    assert summary(raw, None)["model_flops_utilisation"] is None
 
 
 def test_memory_is_that_of_the_worst_mix(raw):
-    found = summary(raw)
+    found = summary(raw, 1.0)
     assert found["sft_memory_ratio"] == 0.45
     assert found["dpo_memory_ratio_by_mix"] == {"3": 0.3, "5": 0.45}
     assert found["predicted"]["dpo_memory_ratio"] == 0.5
 
 
 def test_everything_named_has_a_prediction_and_a_line(raw):
-    found = summary(raw)
+    found = summary(raw, 1.0)
     assert set(TITLES) <= set(found)
     assert set(TITLES) <= set(found["predicted"])
     assert set(GOALS) <= set(TITLES)

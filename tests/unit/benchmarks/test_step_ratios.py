@@ -16,10 +16,11 @@ from benchmarks.padding import padding
 from benchmarks.peak_memory import weight_bytes
 from benchmarks.random_model import SIZES, Dimensions
 from benchmarks.speech_mixes import MIXES, Sample, draw_samples, mix_samples
-from benchmarks.step_costs import Load, Training, load_flops
+from benchmarks.step_costs import Training, run_by_stock, run_flops
 from benchmarks.step_ratios import KINDS, AtOnce, Step, require_equal
 from benchmarks.stock_steps import stock_batches
 from qwen_audio_train.audio import lengths
+from qwen_audio_train.samples import BatchSizes
 
 CPU = torch.device("cpu")
 TINY = Dimensions(
@@ -146,16 +147,26 @@ def test_counted_operations_are_those_that_run(both, samples, name):
 
 
 def test_costs_by_hand():
-    load = Load.of_stock(2, 10) + Load(0, 0, 1, 1, 1)
-    assert load == Load(3000, 2 * 1500**2, 21, 201, 21)
+    run = run_by_stock(2, 10)
+    assert (run.encoder_frames, run.encoder_attended) == (3000, 2 * 1500**2)
+    assert (run.llm_tokens, run.llm_attended, run.supervised_tokens) == (20, 200, 20)
     dims = SIZES["7b"]
     # 6.5 billion weights of the language model, two operations each: 13 GFLOP a token, and the head's 1.3.
-    one = load_flops(dims, Load(0, 0, 1, 1, 1), Training(encoder=True))
+    token = BatchSizes(llm_tokens=1, llm_attended=1, supervised_tokens=1)
+    one = run_flops(dims, token, Training(encoder=True))
     assert one == pytest.approx(3 * 2 * (6.476e9 + 0.639e9), rel=0.01)
-    adapted = load_flops(dims, Load(0, 0, 1, 1, 1), Training(encoder=True, llm_by_adapter=True, reference=True))
+    adapted = run_flops(dims, token, Training(encoder=True, llm_by_adapter=True, reference=True))
     assert adapted == pytest.approx(one)
-    padded_clip = load_flops(dims, Load(1500, 1500**2, 0, 0, 0), Training(encoder=False))
-    assert padded_clip == pytest.approx(2.3e12, rel=0.03)
+    clip = BatchSizes(encoder_frames=1500, encoder_attended=1500**2, audio_tokens=750)
+    assert run_flops(dims, clip, Training(encoder=False)) == pytest.approx(2.3e12, rel=0.03)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_run_is_hardly_more_than_the_mathematics_asks_for(both, samples, name):
+    step = Step(both, KINDS[name], samples, AtOnce(2, 400))
+    stock, run = step.flops(TINY, lora=False)
+    assert 0.95 < step.model_flops() / run < 1.01
+    assert step.model_flops() < stock / 2
 
 
 def test_more_rows_at_once_hold_more_memory(both, samples):
