@@ -50,6 +50,16 @@ class BothSides:
         stock, ours = (Models(policy, reference) for policy, reference in zip(policies, references, strict=True))
         return cls(stock, ours, dims, device, dtype, lora)
 
+    def enlarge_weights(self) -> BothSides:
+        """Matrices that keep the size of what they are given: as initialised, logits hardly depend on the audio, and
+        a wrong clip would go unseen."""
+        for seed, model in enumerate((self.ours.policy, self.ours.reference)):
+            torch.manual_seed(seed)
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1 and "embed_positions" not in name:
+                    torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        return self
+
     def zero_grad(self) -> None:
         """Of both policies, after a step that was broken off."""
         for models in (self.stock, self.ours):

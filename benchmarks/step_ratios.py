@@ -21,8 +21,9 @@ from qwen_audio_train.model.flops import StepFlops
 from qwen_audio_train.samples import BatchSizes
 
 LOSS_TOLERANCE = 1e-4
-"""Largest difference of losses, and of summed log-probabilities relative to their size, in fp32."""
-LOSS_TOLERANCE_16_BIT = 0.05
+"""Largest difference of losses in fp32."""
+SCORE_TOLERANCE = 1e-5
+"""Of an answer's summed log-probability, relative to it."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,7 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def require_equal(both: BothSides, samples: Sequence[Sample]) -> dict[str, float]:
-    """Differences between the two sides' losses and scores, by kind. Raises SystemExit where they disagree."""
-    tolerance = LOSS_TOLERANCE if both.dtype == torch.float32 else LOSS_TOLERANCE_16_BIT
+    """Differences between the two sides' losses and scores, by kind, in fp32. Raises SystemExit where they disagree."""
     found = {}
     for name, kind in KINDS.items():
         # Two samples a bin or so: what is packed together must not matter.
@@ -193,9 +193,10 @@ def require_equal(both: BothSides, samples: Sequence[Sample]) -> dict[str, float
         found[name] = abs(stock - ours)
         if kind.pairs:
             found[f"{name}_scores"] = _score_difference(step)
-    wrong = {name: difference for name, difference in found.items() if not difference <= tolerance}
+    limits = {name: SCORE_TOLERANCE if name.endswith("_scores") else LOSS_TOLERANCE for name in found}
+    wrong = {name: difference for name, difference in found.items() if not difference <= limits[name]}
     if wrong:
-        raise SystemExit(f"the two sides do not compute the same, more than {tolerance:g} apart: {wrong}")
+        raise SystemExit(f"the two sides do not compute the same: {wrong}, more than {limits} apart")
     return found
 
 

@@ -20,7 +20,7 @@ from benchmarks.step_costs import Training, run_by_stock, run_flops
 from benchmarks.step_ratios import KINDS, AtOnce, Step, require_equal
 from benchmarks.stock_steps import stock_batches
 from qwen_audio_train.audio import lengths
-from qwen_audio_train.samples import BatchSizes
+from qwen_audio_train.samples import AttentionSpans, BatchSizes
 
 CPU = torch.device("cpu")
 TINY = Dimensions(
@@ -39,7 +39,7 @@ TINY = Dimensions(
 
 @pytest.fixture(scope="module")
 def both() -> BothSides:
-    return BothSides.build(TINY, CPU, torch.float32, lora=False)
+    return BothSides.build(TINY, CPU, torch.float32, lora=False).enlarge_weights()
 
 
 @pytest.fixture
@@ -75,6 +75,33 @@ def test_adapters_agree_too(samples):
 def test_a_difference_stops_the_benchmark(both, samples, broken, monkeypatch):
     right = getattr(step_ratios, broken)
     monkeypatch.setattr(step_ratios, broken, lambda *args: right(*args) * 1.001)
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        require_equal(both, samples)
+
+
+def shifted_clip(rows: dict) -> None:
+    rows["mels"] = rows["mels"].roll(1, dims=1)
+
+
+def leaking_samples(rows: dict) -> None:
+    rows["spans"] = AttentionSpans((rows["spans"].num_positions,))
+
+
+def late_positions(rows: dict) -> None:
+    rows["position_ids"] = torch.arange(rows["input_ids"].shape[1])[None]
+
+
+@pytest.mark.parametrize("mistake", [shifted_clip, leaking_samples, late_positions])
+def test_a_batch_that_is_a_little_wrong_stops_the_benchmark(both, samples, mistake, monkeypatch):
+    right = step_ratios.our_bins
+
+    def wrong(*args, **kwargs):
+        bins = right(*args, **kwargs)
+        for bin_ in bins:
+            mistake(bin_.batch["rows"])
+        return bins
+
+    monkeypatch.setattr(step_ratios, "our_bins", wrong)
     with pytest.raises(SystemExit, match="do not compute the same"):
         require_equal(both, samples)
 
