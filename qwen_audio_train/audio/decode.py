@@ -39,6 +39,9 @@ CODECS = {
 }
 """What may lie in each, by libsndfile's names. Block codecs of WAV (ADPCM, GSM) are out: they pad the true length."""
 
+INTEGER_CODECS = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "ULAW", "ALAW"})
+"""Decode to [-1, 1] whatever the bytes: their values need no look."""
+
 MAX_DECODED_SECONDS = 600.0
 """Far above the 30 s a clip may last in training, far below what exhausts memory: a small file can decode to hours."""
 MAX_CHANNELS = 8
@@ -63,10 +66,11 @@ def decode_audio(data: bytes, encoding: str, *, max_seconds: float = MAX_DECODED
         with soundfile.SoundFile(io.BytesIO(whole_container(data, encoding))) as file:
             _check_container(file, encoding)
             mono = _read_mono(file, max_seconds)
-            rate_hz = file.samplerate
+            rate_hz, codec = file.samplerate, file.subtype
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{len(data)} bytes do not decode as {encoding}: {error.error_string}") from error
-    _check_values(mono)
+    if codec not in INTEGER_CODECS:
+        _check_values(mono)
     if rate_hz == SAMPLING_RATE_HZ:
         return mono
     return np.asarray(soxr.resample(mono, rate_hz, SAMPLING_RATE_HZ, quality="HQ"), dtype=np.float32)

@@ -220,6 +220,11 @@ class EfficientQwen2Audio(Qwen2AudioForConditionalGeneration):
         return PackedRow(spans, choose_kernel(self.attention_kernel, device, dtype), device)
 
 
+def own_model(model: torch.nn.Module) -> EfficientQwen2Audio:
+    """Our class, out of whatever is wrapped around it (an adapter, a data-parallel wrapper)."""
+    return next(module for module in model.modules() if isinstance(module, EfficientQwen2Audio))
+
+
 # generate() checks its arguments against this signature: without it the stock inputs would be refused.
 EfficientQwen2Audio.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
     Qwen2AudioForConditionalGeneration.forward

@@ -40,6 +40,8 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "bf16": config.runtime.autocast_bfloat16 or _shards_bfloat16(config),
         "deepspeed": config.runtime.deepspeed,
         "use_cpu": ranks.uses_cpu,
+        # Every parameter that trains takes part in every batch, whatever it holds: nothing needs to be looked for.
+        "ddp_find_unused_parameters": False,
         "ddp_backend": None if ranks.world == 1 else "gloo" if ranks.uses_cpu else "nccl",
         "seed": config.run.seed,
         "logging_steps": config.tracking.log_every_steps,

@@ -15,7 +15,7 @@ from datasets import Dataset
 from trl import DPOTrainer
 
 from qwen_audio_train.losses.reduction import pair_mean_share
-from qwen_audio_train.model.efficient import CLIP_KEYS, EfficientQwen2Audio
+from qwen_audio_train.model.efficient import CLIP_KEYS, own_model
 from qwen_audio_train.model.trainable import disable_dropout
 from qwen_audio_train.training.planned import PlannedTraining
 
@@ -128,11 +128,6 @@ class _Alone:
 
     def gather_for_metrics(self, tensor: Any) -> Any:
         return tensor
-
-
-def own_model(model: Any) -> EfficientQwen2Audio:
-    """Our class, out of whatever adapter is wrapped around it."""
-    return next(module for module in model.modules() if isinstance(module, EfficientQwen2Audio))
 
 
 def _answer_by_own_forward(model: Any) -> None:

@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from qwen_audio_train.checkpoint import publish
 from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError
+from qwen_audio_train.model.efficient import own_model
+from qwen_audio_train.model.span_attention import choose_kernel
 from qwen_audio_train.model.trainable import count_parameters
 from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.pipeline.sources import open_sources
@@ -107,11 +111,19 @@ def save_final(trainer: PlannedTraining, processor: Any, config: StageConfig, ra
     return final
 
 
+def compute_dtype(arguments: TrainingArguments, weights: torch.dtype) -> torch.dtype:
+    """What matrix products run in."""
+    return torch.bfloat16 if arguments.bf16 else weights
+
+
 def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
     counts = count_parameters(trainer.model)
     for tower, (trained, total) in counts.items():
         logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
     batches = trainer.batches
+    model = own_model(trainer.model)
+    kernel = choose_kernel(model.attention_kernel, trainer.args.device, compute_dtype(trainer.args, model.dtype))
+    logger.warning("Rows are %s; attention runs by %s", batches.builder.collator.layout, kernel.value)
     logger.warning("%s\n%s steps in all", batches.table, f"{batches.num_steps:,}")
     if checkpoint is not None:
         logger.warning("Resuming from %s", checkpoint)

@@ -15,10 +15,10 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 from trl import DPOConfig, DPOTrainer
 
 from qwen_audio_train.config.preference import LOSS_TYPES
+from qwen_audio_train.model.efficient import own_model
 from qwen_audio_train.pipeline.loading import Draw
 from qwen_audio_train.pipeline.quarantine import Limits, Quarantine
 from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
-from qwen_audio_train.training.dpo_trainer import own_model
 from qwen_audio_train.training.runtime import Ranks
 
 # Voice chat, audio analysis, text only, and an odd number of them.

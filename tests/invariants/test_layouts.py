@@ -1,16 +1,17 @@
-"""Packed rows equal padded ones, through everything that a run may put around the model: a LoRA, activation checkpointing,
-text-only samples, several clips in a sample. That padded rows equal stock transformers is in test_equals_stock.py."""
+"""Packed rows equal padded ones, whatever a run puts around the model: a LoRA, activation checkpointing, text-only
+samples, several clips in a sample. That both equal stock transformers is in test_equals_stock.py."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from qwen_audio_train.config.model import AttentionKernel
+from qwen_audio_train.model.efficient import own_model
 from qwen_audio_train.pipeline.loading import Draw
-from qwen_audio_train.training.dpo_trainer import own_model
 
 # Of the chat set: analysis, voice chat, text only, and two clips in one sample.
 SAMPLES = [3, 1, 2, 4, 9, 7, 5]
@@ -42,7 +43,7 @@ def perturb(model) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter))
+                parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS.keys())
@@ -55,9 +56,10 @@ def test_packed_equals_padded(workshop, tmp_path, how, kernel):
     assert batch["rows"]["input_ids"].numel() < padded["rows"]["input_ids"].numel()
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert gradients.keys() == expected.keys()
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in expected.values()))
     for name, gradient in gradients.items():
-        largest = max(float(expected[name].abs().max()), 1e-4)
-        assert float((gradient - expected[name]).abs().max()) <= 1e-5 * largest, name
+        difference = float((gradient - expected[name]).norm())
+        assert difference <= 1e-5 * max(float(expected[name].norm()), 1e-2 * norm), f"{name}: {difference:.2e}"
 
 
 def test_a_row_whose_samples_see_each_other_is_noticed(workshop, tmp_path):
@@ -71,4 +73,4 @@ def test_a_row_whose_samples_see_each_other_is_noticed(workshop, tmp_path):
     first, second, *others = spans.lengths
     batch["rows"]["spans"] = replace(spans, lengths=(first + second, *others))
     together = trainer.compute_loss(trainer.model, batch, num_items_in_batch=1)
-    assert abs(float(together - apart)) > 1e-3 * float(apart)
+    assert abs(float(together - apart)) > 1e-4 * float(apart)

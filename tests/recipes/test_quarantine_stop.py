@@ -51,7 +51,7 @@ def start(folder, rank: int, port: str, *overrides: str) -> subprocess.Popen[str
 def test_all_ranks_stop_at_the_step_that_one_rank_could_not_read(tmp_path, limit, told):
     model, processor = build_tiny(seed=1)
     save_built(model, processor, tmp_path / "model")
-    damaged_set(tmp_path / "set", 21)
+    damaged_set(tmp_path / "set", 15)
     port = free_port()
     overrides = [limit, "run.max_steps=10", "batching.llm_tokens_per_bin=128", "batching.bins_per_step=2"]
     processes = [start(tmp_path, rank, port, *overrides) for rank in range(WORLD)]
@@ -64,11 +64,11 @@ def test_all_ranks_stop_at_the_step_that_one_rank_could_not_read(tmp_path, limit
     reports = [(tmp_path / f"rank{rank}.err").read_text() for rank in range(WORLD)]
     assert codes == [1, 1], reports
     (bad,) = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
-    assert bad["key"] == "p-21"
+    assert bad["key"] == "p-15"
     for rank, report in enumerate(reports):
         assert f"too many unusable samples: {told}" in report
         assert limit in report
-        assert ("'p-21'" in report.rpartition("too many")[2]) == (rank == bad["rank"])
+        assert ("'p-15'" in report.rpartition("too many")[2]) == (rank == bad["rank"])
     taken = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in taken if "loss" in line] == list(range(1, bad["step"]))
     assert bad["step"] > 1, "the run had begun"

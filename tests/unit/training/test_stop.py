@@ -36,10 +36,13 @@ import os, signal, time
 from qwen_audio_train.training.callbacks.stop import GracefulStop
 stopper = GracefulStop()
 stopper.on_train_begin(None, None, None)
+reader, ready = os.pipe()
 child = os.fork()
 if child == 0:
+    os.write(ready, b"x")  # Python drops signals that come while a fork is still under way
     time.sleep(60)
     os._exit(0)
+os.read(reader, 1)
 os.kill(child, signal.SIGTERM)
 _, status = os.waitpid(child, 0)
 assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM, status
