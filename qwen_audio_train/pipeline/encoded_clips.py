@@ -5,7 +5,7 @@ samples or sets share is encoded once. A 3 s clip of a 512-wide encoder takes 15
 
 Disk is bounded: what is missing is known from the clips' lengths, and refused before anything is encoded if all folders
 together would exceed the cap. Memory is bounded by the kernel: states are mapped, so what a batch reads is in the page
-cache, which gives it up when something else needs the room; a process holds the index alone (some hundred bytes a clip).
+cache, which gives it up when something else needs the room; a process holds the index alone (300 bytes a clip).
 
     <cache_dir>/encoded/<encoder fingerprint>/states.f32    rows of D float32 values, clip after clip
                                               index.json    {"width": D, "clips": {sha256: [first row, rows]}}
