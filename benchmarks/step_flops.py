@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step: matrix products only, two operations a multiply-add."""
+"""Floating-point operations of a training step as it is run, with the arithmetic that training's own numbers use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from random_model import Dimensions
+
+from qwen_audio_train.model.flops import ModelShape, Part, forward_flops
+from qwen_audio_train.samples import BatchSizes
 
 PADDED_FRAMES = 1500
 """Encoder frames of 30 s."""
@@ -41,33 +44,40 @@ class StepShape:
 
 
 def step_flops(dims: Dimensions, shape: StepShape, *, stock: bool) -> float:
-    """Of one step, stock or ours.
+    """Of one step as it is run, padding included, stock or ours.
 
     A tower that trains costs three forwards (one more for each of two gradients); one that only passes gradients on
     costs two (adapters are too small to count); a frozen one before everything that trains costs one. Preferences add
     one forward of everything for the reference.
     """
     frames, clips = (PADDED_FRAMES, shape.rows) if stock else (shape.clip_frames, shape.clips)
-    encoder = clips * encoder_flops(dims, frames)
-    llm = shape.rows * llm_flops(dims, shape.row_tokens)
-    head = 2.0 * dims.llm_width * dims.vocab * (shape.rows * shape.row_tokens if stock else shape.scored_tokens)
+    positions = shape.rows * shape.row_tokens
+    run = BatchSizes(
+        supervised_tokens=positions if stock else shape.scored_tokens,
+        llm_tokens=positions,
+        llm_attended=positions * shape.row_tokens,
+        encoder_frames=clips * frames,
+        encoder_attended=clips * frames * frames,
+        audio_tokens=clips * (frames // 2),
+    )
+    forward = forward_flops(model_shape(dims), run)
+    language = sum(forward[part].total for part in (Part.llm, Part.head))
+    encoder = sum(products.total for products in forward.values()) - language
     reference = 1 if shape.pairs else 0
-    return encoder * ((3 if shape.trains_encoder else 1) + reference) + (llm + head) * (2 + reference)
+    return encoder * ((3 if shape.trains_encoder else 1) + reference) + language * (2 + reference)
 
 
-def encoder_flops(dims: Dimensions, frames: int) -> float:
-    """One clip, forward."""
-    width = dims.encoder_width
-    stem = 2.0 * 3 * (2 * frames * dims.mel_bins * width + frames * width * width)
-    linear = 2.0 * frames * (4 * width * width + 2 * width * dims.encoder_ffn)
-    attention = 4.0 * frames * frames * width
-    projector = 2.0 * frames / 2 * width * dims.llm_width
-    return stem + dims.encoder_layers * (linear + attention) + projector
-
-
-def llm_flops(dims: Dimensions, tokens: int) -> float:
-    """One row, forward, without the vocabulary projection."""
-    width = dims.llm_width
-    linear = 2.0 * tokens * (4 * width * width + 3 * width * dims.llm_ffn)
-    attention = 4.0 * tokens * tokens * width
-    return dims.llm_layers * (linear + attention)
+def model_shape(dims: Dimensions) -> ModelShape:
+    """The benchmark's dimensions, which know no grouped queries."""
+    return ModelShape(
+        mel_bins=dims.mel_bins,
+        encoder_width=dims.encoder_width,
+        encoder_layers=dims.encoder_layers,
+        encoder_ffn=dims.encoder_ffn,
+        llm_width=dims.llm_width,
+        llm_layers=dims.llm_layers,
+        llm_query_width=dims.llm_width,
+        llm_key_width=dims.llm_width,
+        llm_ffn=dims.llm_ffn,
+        vocab=dims.vocab,
+    )

@@ -22,3 +22,5 @@ class TrackingConfig:
     project: str = "qwen_audio_train"
     log_every_steps: int = 10
     progress_bar: bool = True
+    peak_tflops: float | None = None
+    """Dense bf16 TFLOP/s that one device can reach, for model_flops_utilisation; null looks the GPU up by its name."""

@@ -132,6 +132,9 @@ def _counts(config: StageConfig) -> Iterator[str]:
     ):
         if value < 1:
             yield f"{name}={value} must be at least 1"
+    peak = config.tracking.peak_tflops
+    if peak is not None and peak <= 0:
+        yield f"tracking.peak_tflops={peak} must be above 0, or null to look the GPU up by its name"
 
 
 def _optim(optim: OptimConfig) -> Iterator[str]:

@@ -30,6 +30,7 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
     batches bring what it said (training/reference_scores.py)."""
 
     item_name = "pairs"
+    reference_passes = 1
     accelerator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -6,23 +6,23 @@ Trainer's own loop, optimiser, schedule and DeepSpeed wiring stay as they are.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer
 
-from qwen_audio_train.audio.lengths import HOP_SAMPLES, SAMPLING_RATE_HZ
 from qwen_audio_train.checkpoint import publish
 from qwen_audio_train.config.model import ModelConfig, Precision
 from qwen_audio_train.model.load import is_adapter, load_model
 from qwen_audio_train.pipeline.batches import PlannedBatches
+from qwen_audio_train.samples import BatchSizes
 from qwen_audio_train.training.callbacks.stop import GracefulStop
 from qwen_audio_train.training.throughput import Throughput
 
 POSITION_FILE = "position.json"
-SECONDS_PER_AUDIO_TOKEN = 4 * HOP_SAMPLES / SAMPLING_RATE_HZ
 
 
 class PlannedTraining(Trainer):
@@ -31,6 +31,8 @@ class PlannedTraining(Trainer):
     # Our loss is a share of one mean over the whole step (losses/reduction.py): nobody divides it again.
     loss_is_scaled_for_ga = True
     item_name = "supervised_tokens"
+    reference_passes = 0
+    """Forward passes of a frozen reference that a step's model FLOPs hold."""
 
     def __init__(self, *args: Any, batches: PlannedBatches, keep_checkpoints: int, **kwargs: Any) -> None:
         self.batches = batches
@@ -56,11 +58,12 @@ class PlannedTraining(Trainer):
         """A step's micro-batches, and the count its loss is divided by: one sum over all of them and all ranks.
 
         The same sum carries the ranks' wish to stop and what they could not use, so that they agree at a step's
-        boundary.
+        boundary, and what the step holds and how long each rank waited for it.
 
         Raises:
             ShardError: on all ranks alike, before the step is taken: too many samples cannot be used.
         """
+        self.throughput.start()
         started = time.perf_counter()
         batches = []
         for _ in range(num_batches):
@@ -68,26 +71,27 @@ class PlannedTraining(Trainer):
                 batches.append(next(epoch_iterator))
             except StopIteration:
                 break
-        self.throughput.waited(time.perf_counter() - started)
+        waited = [0.0] * self.args.world_size  # each rank fills its own place, so that their sum tells the longest
+        waited[self.args.process_index] = time.perf_counter() - started
         quarantine = self.batches.quarantine
         bad = quarantine.note(batches, step=self.state.global_step + 1)
         counts = torch.tensor(
             [
                 sum(self.count_items(batch) for batch in batches),
-                sum(batch.sizes.llm_tokens for batch in batches),
-                sum(batch.sizes.llm_positions for batch in batches),
-                sum(batch.sizes.audio_tokens for batch in batches),
                 int(self.stopper.wanted),
                 *bad,
+                *astuple(_sizes_of(batches)),
+                *waited,
             ],
             dtype=torch.float64,
         )
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), reduction="sum").cpu()
-        num_items, num_tokens, num_positions, num_audio_tokens, stops, *bad_sums = counts.tolist()
+        num_items, stops, *rest = counts.tolist()
+        bad_sums, sizes, waits = rest[: len(bad)], rest[len(bad) : -len(waited)], rest[-len(waited) :]
         quarantine.settle(*map(int, bad_sums))
         self.stopper.agreed = stops > 0
-        self.throughput.step(num_items, num_tokens, num_positions, num_audio_tokens * SECONDS_PER_AUDIO_TOKEN)
+        self.throughput.step(num_items, BatchSizes(*map(int, sizes)), data_seconds=max(waits))
         return batches, max(num_items, 1.0)  # where nothing of a step could be used, it adds nothing
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -122,6 +126,7 @@ class PlannedTraining(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Trainer's checkpoint plus the plan's position, written aside and published whole."""
+        started = time.perf_counter()
         step = self.state.global_step
         folder = Path(self.args.output_dir)
         staging_root = publish.staging_folder(folder, step)
@@ -137,3 +142,9 @@ class PlannedTraining(Trainer):
             publish.publish(written, folder / written.name)
             publish.retain(folder, self.keep_checkpoints)
         self.accelerator.wait_for_everyone()
+        self.throughput.saved(time.perf_counter() - started)
+
+
+def _sizes_of(batches: Sequence[dict[str, torch.Tensor]]) -> BatchSizes:
+    """Sum over micro-batches; one that does not know its sizes counts nothing."""
+    return sum((getattr(batch, "sizes", BatchSizes()) for batch in batches), BatchSizes())

@@ -16,6 +16,7 @@ from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.model.efficient import own_model
+from qwen_audio_train.model.flops import StepFlops
 from qwen_audio_train.model.span_attention import choose_kernel
 from qwen_audio_train.model.trainable import count_parameters
 from qwen_audio_train.pipeline.batches import PlannedBatches
@@ -24,8 +25,10 @@ from qwen_audio_train.tracking.run_folder import open_run_folder
 from qwen_audio_train.tracking.writer import MetricWriter
 from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
+from qwen_audio_train.training.device_limits import peak_tflops
 from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
 from qwen_audio_train.training.runtime import Ranks
+from qwen_audio_train.training.throughput import Price, Throughput
 
 MIXTURE_FILE = "mixture.txt"
 
@@ -77,6 +80,7 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
     """
     checkpoint = newest_checkpoint(config, trainer.batches)
     run_dir = Path(config.run.dir)
+    trainer.throughput = throughput(trainer, config, ranks)
     writer = None
     if ranks.is_first:
         _announce(trainer, checkpoint)
@@ -92,6 +96,20 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         writer.close()
     if trainer.state.global_step < trainer.batches.num_steps:
         raise KeyboardInterrupt
+
+
+def throughput(trainer: PlannedTraining, config: StageConfig, ranks: Ranks) -> Throughput:
+    """The run's counters; they know by now what trains and on what."""
+    device = trainer.args.device
+    flops = StepFlops.of(trainer.model, reference_passes=trainer.reference_passes)
+    peak = peak_tflops(device, config.tracking.peak_tflops)
+    if peak is None and device.type == "cuda" and ranks.is_first:
+        logger.warning(
+            "The peak of '%s' is not known: model_flops_utilisation is left out. Set tracking.peak_tflops to the "
+            "dense bf16 TFLOP/s of its data sheet",
+            torch.cuda.get_device_name(device),
+        )
+    return Throughput(Price(flops, num_devices=ranks.world, peak_tflops=peak), device)
 
 
 def save_final(trainer: PlannedTraining, processor: Any, config: StageConfig, ranks: Ranks) -> Path:

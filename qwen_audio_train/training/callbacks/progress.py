@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -13,9 +14,20 @@ from qwen_audio_train.tracking.writer import MetricWriter
 LOG_INTERVAL_SECONDS = 15.0
 """Between redraws of the bar where it goes to a file."""
 
+SHOWN = {
+    "loss": ("loss", "{:.3f}"),
+    "acc": ("rewards/accuracies", "{:.2f}"),
+    "audio": ("audio_seconds_per_second", "{:.0f}s/s"),
+    "tok": ("tokens_per_second", "{:.0f}/s"),
+    "mfu": ("model_flops_utilisation", "{:.0%}"),
+    "wait": ("data_wait_share", "{:.0%}"),
+    "mem": ("peak_device_memory_gib", "{:.1f}G"),
+}
+"""What stands behind the bar: name there, name in tracking/metrics.py, form."""
+
 
 class Progress(TrainerCallback):
-    """A bar with step, loss, audio-seconds/s, tokens/s and ETA, and a line of metrics at every log; first rank only."""
+    """A bar with step, ETA and what ``shown`` says, and a line of metrics at every log; first rank only."""
 
     def __init__(self, title: str, writer: MetricWriter | None, *, shows_bar: bool) -> None:
         self._title = title
@@ -46,16 +58,14 @@ class Progress(TrainerCallback):
         if self._writer is None or not logs or "loss" not in logs:
             return
         self._writer.write(state.global_step, logs)
-        shown = {
-            "loss": f"{logs['loss']:.3f}",
-            "audio": f"{logs['audio_seconds_per_second']:.0f}s/s",
-            "tok": f"{logs['tokens_per_second']:.0f}/s",
-        }
-        if "rewards/accuracies" in logs:
-            shown["acc"] = f"{logs['rewards/accuracies']:.2f}"
-        self._bar.set_postfix(shown)
+        self._bar.set_postfix(shown(logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def shown(logs: Mapping[str, float]) -> dict[str, str]:
+    """The numbers behind the bar, short: those of SHOWN that there are."""
+    return {short: form.format(logs[name]) for short, (name, form) in SHOWN.items() if name in logs}

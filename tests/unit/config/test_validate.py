@@ -75,6 +75,7 @@ RULES: list[tuple[str, dict[str, Any], str, str]] = [
     ("pretrain", {"checkpoint.every_steps": 0}, "checkpoint.every_steps=0", "at least 1"),
     ("pretrain", {"checkpoint.keep_last": 0}, "checkpoint.keep_last=0", "at least 1"),
     ("pretrain", {"tracking.log_every_steps": 0}, "tracking.log_every_steps=0", "at least 1"),
+    ("sft", {"tracking.peak_tflops": 0.0}, "tracking.peak_tflops=0.0 must be above 0", "null to look the GPU up"),
     ("pretrain", {"optim.learning_rate": 0.0}, "optim.learning_rate=0.0", "above 0"),
     ("pretrain", {"optim.final_learning_rate_ratio": 1.5}, "optim.final_learning_rate_ratio=1.5", "[0, 1]"),
     ("pretrain", {"optim.beta1": 1.0}, "optim.beta1=1.0", "[0, 1)"),
