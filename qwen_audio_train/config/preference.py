@@ -25,7 +25,8 @@ class PreferenceConfig:
     """Handed to trl's DPOTrainer as they are. The Qwen2-Audio report discloses none of these."""
 
     reference: Reference = Reference.live
-    """Where the reference's log-probabilities come from; stored ones need clips that no epoch changes."""
+    """Where the reference's log-probabilities come from; stored ones need clips that no epoch changes, and are asked
+    for without dropout."""
     beta: float = 0.1
     loss_types: list[str] = field(default_factory=lambda: ["sigmoid"])
     """Any of trl's (sigmoid, ipo, hinge, ...); several are summed with ``loss_weights``."""

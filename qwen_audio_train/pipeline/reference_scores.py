@@ -56,6 +56,7 @@ WORDS = {
     "architecture": "the configuration of the reference",
     "precision": "the dtype of its weights",
     "autocast": "the dtype it computes in",
+    "settings": "settings of the model that change its numbers",
     "clips": "whether clips were encoded before",
 }
 """What the identity's parts are to people."""

@@ -36,6 +36,8 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._pairs_of_metrics: list[int] = []
         super().__init__(*args, train_dataset=Dataset.from_list([PLACEHOLDER_ROW]), **kwargs)
+        if self.precompute_ref_logps:
+            self.reference_passes = 0
         for model in (self.model, self.ref_model):
             if model is not None:
                 _answer_by_own_forward(model)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from qwen_audio_train.config.model import Precision
+from qwen_audio_train.config.model import ModelConfig, Precision
 from qwen_audio_train.config.stages import DpoConfig
 from qwen_audio_train.errors import SampleError
 from qwen_audio_train.model.weights_hash import architecture_hash, weights_hash
@@ -16,6 +16,11 @@ from qwen_audio_train.pipeline.measure import identity as identity_of_ids
 
 PAIRS_PROBED = 64
 """So many pairs are rendered to see that they still become the same tokens."""
+
+OTHERWISE_KNOWN = ("size", "start_from", "whisper", "llm", "languages", "demo_lm", "precision")
+NOT_NUMERIC = ("attention", "gradient_checkpointing")
+"""Of ``model``: all of them compute the same up to rounding. Any other setting, once there is one, is a part of what
+the log-probabilities depend on."""
 
 
 def identity_of_pairs(builder: BatchBuilder, number: int, tokenizer: Any) -> dict[str, str]:
@@ -36,6 +41,7 @@ def identity_of_reference(config: DpoConfig, source: str) -> dict[str, str]:
         "architecture": architecture_hash(source),
         "precision": numerics.precision.value,
         "autocast": "bfloat16" if numerics.autocasts else "none",
+        "settings": ", ".join(f"{name}={getattr(config.model, name)}" for name in _numeric_settings()) or "none",
     }
 
 
@@ -56,6 +62,10 @@ def numerics_of(config: DpoConfig) -> Numerics:
     # DeepSpeed casts the modules themselves.
     is_bfloat16 = autocasts or config.model.precision is Precision.bfloat16
     return Numerics(Precision.bfloat16 if is_bfloat16 else Precision.float32, autocasts=False)
+
+
+def _numeric_settings() -> list[str]:
+    return [field.name for field in fields(ModelConfig) if field.name not in OTHERWISE_KNOWN + NOT_NUMERIC]
 
 
 def _probe(builder: BatchBuilder, source: SampleSource) -> str:

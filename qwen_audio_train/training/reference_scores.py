@@ -123,11 +123,11 @@ class _Reference:
             torch.cuda.empty_cache()
 
     def _loaded(self) -> EfficientQwen2Audio:
-        precision = numerics_of(self._config).precision
-        # Loading must not use up random numbers: a run that computes goes on like one that finds the file.
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            model = load_model(self._source, replace(self._config.model, gradient_checkpointing=False))
-        return model.requires_grad_(False).eval().to(self._device, getattr(torch, precision.value))
+        model = load_model(self._source, replace(self._config.model, gradient_checkpointing=False))
+        if self._config.runtime.deepspeed is not None:
+            # As it does, buffers too.
+            model = model.to(getattr(torch, numerics_of(self._config).precision.value))
+        return model.requires_grad_(False).eval().to(self._device)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if not numerics_of(self._config).autocasts:

@@ -160,6 +160,7 @@ def test_trl_loads_no_reference_where_it_is_precomputed(workshop, tmp_path, monk
     trainer = workshop.trainer("dpo", workshop.config("dpo", tmp_path / "run", *overrides))
     assert trainer.precompute_ref_logps
     assert trainer.ref_model is None
+    assert trainer.reference_passes == 0, "of what a step costs"
     assert "ref_chosen_logps" not in trainer.train_dataset.column_names
 
 

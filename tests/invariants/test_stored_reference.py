@@ -14,7 +14,7 @@ import torch
 
 from qwen_audio_train.config.preference import LOSS_TYPES
 from qwen_audio_train.errors import CheckpointError, ConfigError, ShardError
-from qwen_audio_train.model.load import load_processor
+from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.model.sizes import build_tiny
 from qwen_audio_train.pipeline import reference_scores as kept
 from qwen_audio_train.pipeline.loading import Draw
@@ -284,6 +284,7 @@ STALE = {
     "architecture": lambda folder, patch: [f"model.start_from={other_model(folder / 'model', change_norm)}"],
     "precision": lambda folder, patch: ["model.precision=bfloat16", "adapter=lora"],
     "autocast": lambda folder, patch: ["runtime.autocast_bfloat16=true"],
+    "settings": lambda folder, patch: patch.setattr(reference_identity, "NOT_NUMERIC", ("attention",)) or [],
     "format": lambda folder, patch: patch.setattr(kept, "FORMAT_VERSION", 2) or [],
     "rendering": lambda folder, patch: (
         patch.setattr("qwen_audio_train.prompts.messages.DEFAULT_SYSTEM", "You are someone else.")
@@ -373,3 +374,33 @@ def test_autocast_scores_are_near_those_in_full_precision(workshop, tmp_path, pa
     )
     assert not np.array_equal(exact, cast)
     np.testing.assert_allclose(cast, exact, rtol=0.02)
+
+
+def spoil_metadata(folder: Path, number: int) -> None:
+    from qwen_audio_train.shards.reader import ShardSet
+
+    (shard,) = folder.glob("*.tar")
+    data = bytearray(shard.read_bytes())
+    data[int(ShardSet.open(folder)._tables.samples[number]["json_offset"]) + 9] ^= 0xFF
+    shard.write_bytes(data)
+
+
+def test_a_mixture_brings_each_sources_own_also_where_samples_are_left_out(workshop, tmp_path, of_my_own):
+    """Against the model asked about each pair alone."""
+    more = sets.preference_set(tmp_path / "more", num_samples=30)
+    spoil_metadata(of_my_own, 3)
+    sources = f"a: {{set: {of_my_own}}}, b: {{set: {more}}}"
+    mixture = ("data.train=''", f"+data.sources={{{sources}}}", f"data.cache_dir={tmp_path / 'cache'}")
+    batches = stored(workshop, tmp_path / "run", of_my_own, *mixture)
+    assert len(files(of_my_own)) == len(files(more)) == 1
+    assert batches.builder.sources[0].numbers is not None
+    draws = [Draw(0, 0, 0), Draw(1, 3, 0), Draw(0, 3, 0), Draw(1, 29, 0), Draw(0, 22, 1)]
+    batch = batches.builder.build(draws)
+    model = load_model(str(workshop.folder / "model")).eval()
+    for row, draw in enumerate(draws):
+        alone = batches.builder.build([draw])
+        with torch.no_grad():
+            expected = model(rows=alone["rows"], labels=alone["input_ids"]).log_probs.sum(dim=1)
+        got = torch.stack([batch["ref_chosen_logps"][row], batch["ref_rejected_logps"][row]])
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+    assert np.flatnonzero(np.isnan(scores_of(batches)[:, 0])).tolist() == [3]
