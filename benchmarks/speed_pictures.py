@@ -9,12 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -26,7 +22,7 @@ from qwen_audio_train.model.span_attention import PackedRow
 from qwen_audio_train.pipeline.collate import Collator, silent_clip
 from qwen_audio_train.samples import BatchSizes, ClipFeatures, Rendered, RenderedPair
 
-FOLDER = ROOT / "docs" / "speed"
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "speed"
 AUDIO = 9
 USED, WASTED, INK = "#2f6f9f", "#e3e3e3", "#444444"
 CLIP_SECONDS = (3, 5, 2, 8)
@@ -171,6 +167,7 @@ def save(figure: Any, name: str) -> None:
 
 
 def main() -> None:
+    plt.switch_backend("Agg")
     for draw in (draw_encoder, draw_rows, draw_labels, draw_pairs, draw_passes):
         draw()
 

@@ -1,4 +1,4 @@
-"""The kernels that need CUDA, against attention span by span: values and gradients, pairs and grouped queries included."""
+"""The kernels that need CUDA, against attention span by span: values and gradients, pairs and grouped queries."""
 
 from __future__ import annotations
 
