@@ -92,7 +92,8 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
             return rows
         clips = {name: rows[name] for name in CLIP_KEYS}
         others = {name: value for name, value in rows.items() if name not in CLIP_KEYS}
-        return {**others, "audio_states": policy.encode(**clips)}
+        with self.accelerator.autocast():  # accelerate puts it around the whole model's forward only
+            return {**others, "audio_states": policy.encode(**clips)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """trl's metrics as means over pairs: of all micro-batches since the last line, on all ranks."""
