@@ -9,6 +9,7 @@ from __future__ import annotations
 from trl import DPOConfig
 
 from qwen_audio_train.config.load import recipe
+from qwen_audio_train.config.preference import Reference
 from qwen_audio_train.config.stages import DpoConfig as DpoRecipeConfig
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.model.trainable import choose_trainable, lora_config
@@ -17,6 +18,7 @@ from qwen_audio_train.training import run, runtime
 from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
 from qwen_audio_train.training.dpo_trainer import AudioDPOTrainer
 from qwen_audio_train.training.initial_model import encoded_clips, initial_model
+from qwen_audio_train.training.reference_scores import store_reference_scores
 
 
 @recipe("dpo")
@@ -31,6 +33,9 @@ def main(config: DpoRecipeConfig) -> None:
     processor = load_processor(source)
     front = Front.of(processor, encoded_clips(config, source, ranks))
     batches = stage_batches(config, front, rank=ranks.rank, world=ranks.world)
+    is_stored = config.preference.reference is Reference.stored
+    if is_stored:
+        store_reference_scores(config, source, processor.tokenizer, batches, ranks)
 
     arguments = DPOConfig(
         **trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps), **preference_arguments(config.preference)
@@ -38,8 +43,9 @@ def main(config: DpoRecipeConfig) -> None:
     model = load_model(source, config.model)
     choose_trainable(model, config.trainable)
     lora = lora_config(config.adapter, config.trainable)
-    # Under a LoRA the reference is the same model with its adapter switched off.
-    reference = load_model(source, config.model).requires_grad_(False) if lora is None else None
+    # Under a LoRA a live reference is the same model with its adapter switched off.
+    needs_reference = lora is None and not is_stored
+    reference = load_model(source, config.model).requires_grad_(False) if needs_reference else None
     trainer = AudioDPOTrainer(
         model=model,
         ref_model=reference,

@@ -19,7 +19,7 @@ from qwen_audio_train.evaluation.report import DpoScores, scores_table
 from qwen_audio_train.evaluation.rewards import pair_rewards
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.pipeline.batches import BatchBuilder, SampleSource
-from qwen_audio_train.pipeline.encoded_clips import EncodedClips, Encoder, encode_set
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, Encoder, encode_sets
 from qwen_audio_train.pipeline.stage import Front
 from qwen_audio_train.prompts.render import Renderer
 from qwen_audio_train.samples import PretrainRecord
@@ -66,7 +66,7 @@ def encoded(model: Encoder, location: str, wanted: EvaluationConfig) -> EncodedC
     """The encoder's outputs for a set's clips, if they are to be kept."""
     if not wanted.encode_once:
         return None
-    return encode_set(model, location, wanted.cache_dir, remote=wanted.remote)
+    return encode_sets(model, [location], wanted.cache_dir, most_gb=wanted.encoded_cache_gb, remote=wanted.remote)
 
 
 def write(wanted: EvaluationConfig, scores: DpoScores, lines: list[dict[str, object]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_audio_train.config.load import compose
+from qwen_audio_train.config.preference import Reference
 from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.model.sizes import build_tiny
@@ -16,6 +17,7 @@ from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.training import run, runtime
 from qwen_audio_train.training.arguments import preference_arguments, trainer_arguments
 from qwen_audio_train.training.initial_model import encoded_clips
+from qwen_audio_train.training.reference_scores import store_reference_scores
 from tests import sets
 
 STAGES = ("pretrain", "sft", "dpo")
@@ -80,6 +82,8 @@ class Workshop:
         run.open_run(config, ranks)
         processor = load_processor(source)
         batches = stage_batches(config, Front.of(processor, encoded_clips(config, source, ranks)), rank=0, world=1)
+        if stage == "dpo" and config.preference.reference is Reference.stored:
+            store_reference_scores(config, source, processor.tokenizer, batches, ranks)
         arguments = trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps)
         model = load_model(source, config.model)
         choose_trainable(model, config.trainable)
@@ -108,7 +112,7 @@ def _dpo_trainer(
     from qwen_audio_train.training.dpo_trainer import AudioDPOTrainer
 
     reference = None
-    if lora is None:
+    if lora is None and config.preference.reference is Reference.live:
         reference = load_model(str(config.model.start_from), config.model).requires_grad_(False)
     return AudioDPOTrainer(
         model=model,

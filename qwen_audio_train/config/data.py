@@ -53,7 +53,11 @@ class DataConfig:
     encode_once: bool = False
     """Run the encoder over every clip once and keep its outputs on disk; needs a frozen encoder."""
     cache_dir: str = "runs/cache"
-    """Rendered lengths and encoder outputs, keyed by content; safe to delete."""
+    """Rendered lengths, encoder outputs, and reference log-probabilities of sets whose folder cannot be written; keyed
+    by content, safe to delete."""
+    encoded_cache_gb: float = 50.0
+    """Most that encoder outputs of all encoders may take below ``cache_dir``, in 1e9 bytes; an hour of audio takes
+    0.46 of a 1280 wide encoder. What would exceed it is refused before anything is encoded."""
     num_workers: int = 0
     """DataLoader worker processes a rank. Their number never changes which samples come when."""
     num_wordings: int = 1

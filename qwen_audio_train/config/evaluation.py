@@ -37,6 +37,8 @@ class EvaluationConfig:
     limit: int | None = None
     """Score only the first records of the set (reported in the result)."""
     encode_once: bool = False
+    encoded_cache_gb: float = 50.0
+    """Most that encoder outputs may take below ``cache_dir``, in 1e9 bytes."""
     cache_dir: str = "runs/cache"
     remote: RemoteConfig = field(default_factory=RemoteConfig)
     """How sets at URLs are read."""

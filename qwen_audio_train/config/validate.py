@@ -11,7 +11,7 @@ from qwen_audio_train.config.evaluation import EvaluationConfig
 from qwen_audio_train.config.export import ExportConfig
 from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.optim import OptimConfig
-from qwen_audio_train.config.preference import LOSS_TYPES, PreferenceConfig
+from qwen_audio_train.config.preference import LOSS_TYPES, PreferenceConfig, Reference
 from qwen_audio_train.config.remote import remote_problems
 from qwen_audio_train.config.run import RunConfig
 from qwen_audio_train.config.sets import set_problems
@@ -23,7 +23,7 @@ from qwen_audio_train.config.stages import (
     StageConfig,
     stage_of,
 )
-from qwen_audio_train.config.validate_data import data_problems
+from qwen_audio_train.config.validate_data import changing_clips, data_problems
 
 FRAMES_OF_LONGEST_CLIP = 1500
 
@@ -49,6 +49,8 @@ def _stage(config: StageConfig) -> Iterator[str]:
     yield from _counts(config)
     if isinstance(config, DpoConfig):
         yield from _preference(config.preference)
+        if config.preference.reference is Reference.stored:
+            yield from changing_clips(config.data)
     if config.runtime.deepspeed is not None:
         yield from _deepspeed(Path(config.runtime.deepspeed))
 
@@ -192,6 +194,8 @@ def _evaluation(evaluation: EvaluationConfig, *, model: str | None) -> Iterator[
     for name in ("max_new_tokens", "llm_tokens_per_batch"):
         if getattr(evaluation, name) < 1:
             yield f"evaluation.{name}={getattr(evaluation, name)} must be at least 1"
+    if evaluation.encoded_cache_gb <= 0:
+        yield f"evaluation.encoded_cache_gb={evaluation.encoded_cache_gb} must be above 0"
     if evaluation.limit is not None and evaluation.limit < 1:
         yield f"evaluation.limit={evaluation.limit} must be at least 1, or null for all"
 

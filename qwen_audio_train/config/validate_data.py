@@ -36,6 +36,22 @@ def of_stage(sources: dict[str, SourceConfig], stage: Stage) -> dict[str, Source
     return {name: source for name, source in sources.items() if source.stage in (None, stage)}
 
 
+def changing_clips(data: DataConfig) -> Iterator[str]:
+    """What keeps the DPO stage's reference log-probabilities from being stored: a clip that each epoch hears anew."""
+    named = {f"data.sources.{name}": source.augment for name, source in of_stage(data.sources, Stage.dpo).items()}
+    for name, augment in (named or {"data": data.augment}).items():
+        if augment != AugmentConfig():
+            yield (
+                f"{name}.augment changes clips in every epoch, so preference.reference=stored has no log-probabilities "
+                "of them: set preference.reference=live, or turn the augmentation off"
+            )
+    if data.mask_audio_spans:
+        yield (
+            f"data.mask_audio_spans={data.mask_audio_spans} changes clips in every epoch, so "
+            "preference.reference=stored has no log-probabilities of them: set preference.reference=live, or mask none"
+        )
+
+
 def _mixture(data: DataConfig, stage: Stage) -> Iterator[str]:
     if data.train:
         yield f"data.train={data.train} and data.sources are both set: put the set among the sources, or drop them"
@@ -94,6 +110,8 @@ def _reading(data: DataConfig) -> Iterator[str]:
         yield f"data.num_workers={data.num_workers} must be 0 or more"
     if data.num_wordings < 1:
         yield f"data.num_wordings={data.num_wordings} must be at least 1 (the official wording)"
+    if data.encoded_cache_gb <= 0:
+        yield f"data.encoded_cache_gb={data.encoded_cache_gb} must be above 0 (data.encode_once=false keeps nothing)"
     for name in ("slice_samples", "max_bad_consecutive"):
         if getattr(data, name) < 1:
             yield f"data.{name}={getattr(data, name)} must be at least 1"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -23,6 +24,7 @@ from qwen_audio_train.pipeline.collate import ClipInput, Collator, num_tokens
 from qwen_audio_train.pipeline.loading import BinReader, Draw, Job, JobSampler, jobs
 from qwen_audio_train.pipeline.measure import ALL, Selection
 from qwen_audio_train.pipeline.quarantine import Failure, Limits, MicroBatch, Quarantine
+from qwen_audio_train.pipeline.reference_scores import ReferenceScores
 from qwen_audio_train.plan.position import PlanPosition
 from qwen_audio_train.plan.steps import Plan, rank_bins
 from qwen_audio_train.plan.windows import Bin
@@ -46,6 +48,8 @@ class SampleSource:
     """Shape (samples,): numbers in the set; None if the source has all of the set's samples."""
     seed: int = 0
     """Of wordings and augmentation; differs from source to source (``source_seed``)."""
+    reference: ReferenceScores | None = None
+    """What the reference says of preference pairs, where it was asked before: their batches bring it along."""
 
     def number(self, sample: int) -> int:
         """In the set."""
@@ -91,6 +95,7 @@ class BatchBuilder:
                 clips.append(read)
         if self.is_preference:
             batch, sizes = self.collator.pairs([row for row in rows if isinstance(row, RenderedPair)], clips)
+            batch |= self._reference([draw for draw, is_usable in zip(draws, usable, strict=True) if is_usable])
         else:
             batch, sizes = self.collator.rows([row for row in rows if isinstance(row, Rendered)], clips)
         return MicroBatch(batch, sizes=sizes, usable=usable, failures=made.failures)
@@ -111,7 +116,21 @@ class BatchBuilder:
         if is_pair != self.is_preference:
             found = "a preference pair" if is_pair else "no preference pair"
             raise SampleError(record.origin, f"{found}: this stage cannot train on it")
+        if source.reference is not None:
+            source.reference.require(source.number(draw.sample), record.origin)
         return record
+
+    def _reference(self, draws: Sequence[Draw]) -> dict[str, torch.Tensor]:
+        """Stored log-probabilities of the pairs, (pairs,) each, by trl's names; 0 for the one that stands for none."""
+        if any(source.reference is None for source in self.sources):
+            return {}
+        log_probs = np.zeros((max(len(draws), 1), 2), np.float32)
+        for row, draw in enumerate(draws):
+            source = self.sources[draw.source]
+            assert source.reference is not None
+            log_probs[row] = source.reference.log_probs[source.number(draw.sample)]
+        chosen, rejected = torch.from_numpy(log_probs).unbind(1)
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
     def _key(self, draw: Draw, clip: int) -> int:
         source = self.sources[draw.source]

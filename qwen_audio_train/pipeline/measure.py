@@ -301,13 +301,23 @@ def _longest_wordings(records: Sequence[Record], renderer: Renderer, num_wording
     return [renderer.longest_wording(record) if isinstance(record, PretrainRecord) else 0 for record in records]
 
 
+def identity(shards: ShardSet, tokenizer: Any, selection: Selection) -> dict[str, str]:
+    """What the token ids of a source's samples depend on, part by part, each as text or as a hash (hex)."""
+    chosen = (sorted(selection.tasks), sorted(selection.languages), selection.num_wordings, selection.prompt)
+    return {
+        "set": shards.fingerprint,
+        "tokenizer": hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=12).hexdigest(),
+        "rendering": hashlib.blake2b(f"{RULES_VERSION} {WORDINGS!r}".encode(), digest_size=12).hexdigest(),
+        "selection": repr(chosen),
+    }
+
+
 def _key(
     shards: ShardSet, tokenizer: Any, selection: Selection, augmenter: Augmenter | None, *, shares_prompts: bool
 ) -> str:
     digest = hashlib.blake2b(digest_size=12)
     speeds = "" if augmenter is None else augmenter.lengths_identity
-    chosen = (speeds, sorted(selection.tasks), sorted(selection.languages), selection.num_wordings, selection.prompt)
-    for part in (shards.fingerprint, tokenizer.backend_tokenizer.to_str(), repr(WORDINGS), chosen, RULES_VERSION):
+    for part in (*identity(shards, tokenizer, selection).values(), speeds):
         digest.update(str(part).encode())
     if not shares_prompts:
         digest.update(b"a prompt for each answer")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_audio_train.config.model import Precision
-from qwen_audio_train.config.preference import PreferenceConfig
+from qwen_audio_train.config.preference import PreferenceConfig, Reference
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.training.runtime import Ranks
 
@@ -70,6 +70,8 @@ def preference_arguments(preference: PreferenceConfig) -> dict[str, Any]:
         "loss_weights": list(preference.loss_weights) or None,
         "label_smoothing": preference.label_smoothing,
         "disable_dropout": preference.disable_dropout,
+        # What batches bring along (training/reference_scores.py); trl's own pass over a data set is switched off.
+        "precompute_ref_log_probs": preference.reference is Reference.stored,
         "max_length": None,  # nothing is ever cut
         "gradient_checkpointing": False,  # trl's default is on; model.gradient_checkpointing decides
     }

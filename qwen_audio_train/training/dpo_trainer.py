@@ -22,9 +22,12 @@ from qwen_audio_train.training.planned import PlannedTraining
 # trl insists on a datasets.Dataset and looks at its first row; the plan delivers the real pairs.
 PLACEHOLDER_ROW = {"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0]}
 
+REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
+
 
 class AudioDPOTrainer(PlannedTraining, DPOTrainer):
-    """(x, y_w, y_l) with audio in x, against a frozen reference (a second model, or the base under a LoRA)."""
+    """(x, y_w, y_l) with audio in x, against a frozen reference: a second model, the base under a LoRA, or none where
+    batches bring what it said (training/reference_scores.py)."""
 
     item_name = "pairs"
     reference_passes = 1
@@ -33,6 +36,8 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._pairs_of_metrics: list[int] = []
         super().__init__(*args, train_dataset=Dataset.from_list([PLACEHOLDER_ROW]), **kwargs)
+        if self.precompute_ref_logps:
+            self.reference_passes = 0
         for model in (self.model, self.ref_model):
             if model is not None:
                 _answer_by_own_forward(model)
@@ -41,6 +46,17 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Nothing to compute: each batch brings the stored log-probabilities of its pairs."""
+        return dataset
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on this device. Under DeepSpeed the library casts every float to the weights' dtype: stored
+        log-probabilities, of which a loss takes small differences, would not survive that in bf16."""
+        prepared = super()._prepare_inputs(inputs)
+        kept = {name: inputs[name].to(self.args.device) for name in REFERENCE_KEYS if name in inputs}
+        return {**prepared, **kept}
 
     def count_items(self, batch: dict[str, Any]) -> int:
         """Pairs of one micro-batch (the rows that stand in for an empty one have no answer)."""
@@ -76,7 +92,8 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
             return rows
         clips = {name: rows[name] for name in CLIP_KEYS}
         others = {name: value for name, value in rows.items() if name not in CLIP_KEYS}
-        return {**others, "audio_states": policy.encode(**clips)}
+        with self.accelerator.autocast():  # accelerate puts it around the whole model's forward only
+            return {**others, "audio_states": policy.encode(**clips)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """trl's metrics as means over pairs: of all micro-batches since the last line, on all ranks."""

@@ -11,7 +11,7 @@ from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.model import sizes
 from qwen_audio_train.model.build import Built, save_built
 from qwen_audio_train.model.load import is_adapter, load_model, load_processor
-from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_sets
 from qwen_audio_train.pipeline.sources import stage_sources
 from qwen_audio_train.pipeline.texts import fixed_phrases, texts_of
 from qwen_audio_train.training.arguments import INITIAL
@@ -95,17 +95,14 @@ def encoded_clips(config: StageConfig, source: str, ranks: Ranks) -> EncodedClip
         model = load_model(source).eval()
         if not ranks.uses_cpu:
             model.to("cuda")
-        # One folder: it is named after the encoder, and clips in it after their content.
-        *_, encoded = [
-            encode_set(
-                model,
-                train_set,
-                config.data.cache_dir,
-                remote=config.data.remote,
-                shows_progress=config.tracking.progress_bar,
-            )
-            for train_set in _sets(config)
-        ]
+        encoded = encode_sets(
+            model,
+            _sets(config),
+            config.data.cache_dir,
+            most_gb=config.data.encoded_cache_gb,
+            remote=config.data.remote,
+            shows_progress=config.tracking.progress_bar,
+        )
         note.write_text(str(encoded.folder.absolute()), encoding="utf-8")
     ranks.wait()
     return EncodedClips(Path(note.read_text(encoding="utf-8")))

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
+import transformers
 import trl
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -126,3 +127,63 @@ def test_dropout_is_disabled_only_in_modules():
     source = inspect.getsource(dpo_trainer.disable_dropout_in_model)
     assert "isinstance(module, torch.nn.Dropout)" in source or "nn.Dropout" in source
     assert "attention_dropout" not in source
+
+
+def test_stored_reference_is_read_from_the_batch_and_no_model_is_asked():
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    read = 'ref_chosen_logps, ref_rejected_logps = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]'
+    before, after = source.split(read)
+    assert before.rstrip().endswith("if self.precompute_ref_logps:")
+    assert after.lstrip().startswith("else:"), "the reference is asked in the other branch alone"
+    assert "chosen_logps - ref_chosen_logps" in after
+    assert "rejected_logps - ref_rejected_logps" in after
+    assert DPOConfig(bf16=False).ld_alpha is None, "else the sums that are stored would be weighted ones"
+
+
+def test_trl_would_compute_and_keep_a_data_set_of_its_own():
+    """Its one pass over the data is the method that we replace; it is told by the argument that we set."""
+    source = inspect.getsource(DPOTrainer.__init__)
+    assert "self.precompute_ref_logps = args.precompute_ref_log_probs" in source
+    assert source.count("self._precompute_ref_logps(") == 3, "training set, and evaluation sets, which we have none of"
+    assert "def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:" in (
+        inspect.getsource(DPOTrainer._precompute_ref_logps)
+    )
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_trl_loads_no_reference_where_it_is_precomputed(workshop, tmp_path, monkeypatch, adapter):
+    def never(*args, **kwargs):
+        raise AssertionError("a reference was loaded")
+
+    monkeypatch.setattr(dpo_trainer, "create_model_from_path", never)
+    overrides = ("preference.reference=stored", f"adapter={adapter}", f"data.cache_dir={tmp_path}")
+    trainer = workshop.trainer("dpo", workshop.config("dpo", tmp_path / "run", *overrides))
+    assert trainer.precompute_ref_logps
+    assert trainer.ref_model is None
+    assert trainer.reference_passes == 0, "of what a step costs"
+    assert "ref_chosen_logps" not in trainer.train_dataset.column_names
+
+
+def test_the_library_casts_floats_of_a_batch_under_deepspeed():
+    """Why stored log-probabilities are put back as they were (AudioDPOTrainer._prepare_inputs)."""
+    source = inspect.getsource(transformers.Trainer._prepare_input)
+    assert "if self.is_deepspeed_enabled and (torch.is_floating_point(data)" in source
+    assert 'kwargs.update({"dtype": self.accelerator.state.deepspeed_plugin.hf_ds_config.dtype()})' in source
+
+
+def test_stored_log_probabilities_stay_in_full_precision(workshop, tmp_path, monkeypatch):
+    overrides = ("preference.reference=stored", f"data.cache_dir={tmp_path}")
+    trainer = workshop.trainer("dpo", workshop.config("dpo", tmp_path / "run", *overrides))
+    cast = transformers.Trainer._prepare_input
+
+    def as_under_deepspeed(self, data):
+        data = cast(self, data)
+        return data.bfloat16() if isinstance(data, torch.Tensor) and data.is_floating_point() else data
+
+    monkeypatch.setattr(transformers.Trainer, "_prepare_input", as_under_deepspeed)
+    batch = trainer.batches.builder.build([Draw(0, i, 0) for i in range(3)])
+    prepared = trainer._prepare_inputs(batch)
+    assert prepared["rows"]["mels"].dtype == torch.bfloat16
+    for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        assert torch.equal(prepared[name], batch[name])
+        assert prepared[name].dtype == torch.float32

@@ -12,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
@@ -114,3 +116,22 @@ def test_accelerate_launch_of_lora_dpo_equals_one_process(stages):
 def test_other_shardings_of_pretraining_equal_one_process(stages, strategy):
     got = stages.losses("pretrain", strategy, f"runtime={strategy}", "runtime.device=cpu")
     assert got == pytest.approx(stages.losses("pretrain", "single"), rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_two_ranks_store_the_reference_as_one_process_does_and_train_like_a_live_one(stages, strategy):
+    found, scores = {}, {}
+    for name in ("single", strategy):
+        pairs = sets.preference_set(stages.folder / f"pairs-of-{name}-{strategy}" / "dpo")
+        overrides = ["preference.reference=stored", f"data.train={pairs}"]
+        if name != "single":
+            overrides += [f"runtime={strategy}", "runtime.device=cpu"]
+        found[name] = stages.losses("dpo", f"{name}-stored-{strategy}", *overrides)
+        (file,) = (pairs / "reference_scores").iterdir()
+        scores[name] = (file.name, load_file(file)["log_probs"])
+    assert scores[strategy][0] == scores["single"][0], "one identity"
+    np.testing.assert_allclose(scores[strategy][1], scores["single"][1], rtol=1e-6, atol=1e-4)
+    assert np.isfinite(scores[strategy][1]).all()
+    expected = stages.losses("dpo", "single")
+    for losses in found.values():
+        assert losses == pytest.approx(expected, rel=1e-4)

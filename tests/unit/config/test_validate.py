@@ -11,13 +11,15 @@ import pytest
 import yaml
 
 from qwen_audio_train.config.adapter import AdapterKind
+from qwen_audio_train.config.augment import AugmentConfig
 from qwen_audio_train.config.load import typed
 from qwen_audio_train.config.model import Precision
+from qwen_audio_train.config.preference import Reference
 from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, PretrainConfig, SftConfig
 from qwen_audio_train.config.validate import problems_of
 from qwen_audio_train.errors import ConfigError
 
-LORA, BFLOAT16 = AdapterKind.lora, Precision.bfloat16
+LORA, BFLOAT16, STORED = AdapterKind.lora, Precision.bfloat16, Reference.stored
 FROZEN = {"trainable.encoder": False, "trainable.projector": False, "trainable.llm": False}
 # recipe, what is set, how the one problem begins, and a word of its remedy
 RULES: list[tuple[str, dict[str, Any], str, str]] = [
@@ -30,6 +32,25 @@ RULES: list[tuple[str, dict[str, Any], str, str]] = [
     ("pretrain", {"data.train": "/nowhere"}, "data.train=/nowhere is not a shard set", "data_prep/README.md"),
     ("pretrain", {"data.num_workers": -1}, "data.num_workers=-1", "0 or more"),
     ("pretrain", {"data.num_wordings": 0}, "data.num_wordings=0", "at least 1"),
+    ("pretrain", {"data.encoded_cache_gb": 0.0}, "data.encoded_cache_gb=0.0", "above 0"),
+    ("evaluate", {"evaluation.encoded_cache_gb": 0.0}, "evaluation.encoded_cache_gb=0.0", "above 0"),
+    (
+        "dpo",
+        {"preference.reference": STORED, "data.augment": AugmentConfig(gain_db_max=3.0)},
+        "data.augment changes clips in every epoch",
+        "preference.reference=live",
+    ),
+    (
+        "dpo",
+        {
+            "preference.reference": STORED,
+            "data.encode_once": True,
+            "trainable.encoder": False,
+            "data.mask_audio_spans": 2,
+        },
+        "data.mask_audio_spans=2 changes clips in every epoch",
+        "preference.reference=live",
+    ),
     ("pretrain", {"data.mask_audio_spans": 2}, "data.mask_audio_spans=2", "data.encode_once=true"),
     ("pretrain", FROZEN, "trainable: nothing trains", "turn on at least one"),
     (

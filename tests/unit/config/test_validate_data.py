@@ -9,7 +9,7 @@ import pytest
 from qwen_audio_train.config.augment import AugmentConfig
 from qwen_audio_train.config.data import DataConfig, SourceConfig, Stage
 from qwen_audio_train.config.load import compose
-from qwen_audio_train.config.validate_data import data_problems, of_stage
+from qwen_audio_train.config.validate_data import changing_clips, data_problems, of_stage
 from qwen_audio_train.errors import ConfigError
 
 
@@ -113,3 +113,15 @@ def test_sources_are_typed_when_composed_and_a_misspelt_setting_is_named(folder)
     assert data.sources["x"] == SourceConfig(set=str(folder / "a"), weight=3.0, augment=AugmentConfig(gain_db_max=2.0))
     with pytest.raises(ConfigError, match=r"data\.sources\.voice_chat\.wieght is no setting"):
         compose("sft", [*fixed, "data=mixture", "+data.sources.voice_chat.wieght=3"])
+
+
+def test_stored_references_concern_the_augmentation_of_dpo_sources_only(good):
+    augmented = AugmentConfig(speed_factors=[0.9, 1.1])
+    staged = {
+        "a": replace(good.sources["a"], stage=Stage.sft, augment=augmented),
+        "b": replace(good.sources["b"], stage=Stage.dpo),
+    }
+    assert list(changing_clips(replace(good, sources=staged))) == []
+    staged["b"] = replace(staged["b"], augment=augmented)
+    (problem,) = changing_clips(replace(good, sources=staged))
+    assert problem.startswith("data.sources.b.augment changes clips in every epoch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 
 from qwen_audio_train.audio import lengths
 from qwen_audio_train.audio.features import LogMel
+from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.pipeline import encoded_clips as module
 from qwen_audio_train.pipeline.clips import EncodedSource, MelSource
-from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_set, fill
+from qwen_audio_train.pipeline.encoded_clips import EncodedClips, encode_sets, fill
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
 from qwen_audio_train.training.initial_model import encoded_clips
@@ -23,6 +25,7 @@ from qwen_audio_train.training.runtime import Ranks
 from tests import sets
 
 CPU = torch.device("cpu")
+SMALL = {"width": 32, "num_mel_bins": 80, "most_bytes": 10**9, "shows_progress": False}
 ONE = torch.device("meta")  # not a CPU: one lane
 
 
@@ -38,7 +41,7 @@ def shards(workshop):
 
 def test_kept_states_equal_live_ones(workshop, model, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FRAMES_AT_ONCE", 120)  # several groups
-    encoded = encode_set(model, str(workshop.folder / "sft"), str(tmp_path), shows_progress=False)
+    encoded = encode_sets(model, [str(workshop.folder / "sft")], str(tmp_path), most_gb=1, shows_progress=False)
     log_mel = LogMel(80)
     seen = 0
     for i in range(len(shards)):
@@ -55,10 +58,10 @@ def test_kept_states_equal_live_ones(workshop, model, shards, tmp_path, monkeypa
 
 
 def test_training_on_kept_states_equals_training_on_clips(workshop, model, tmp_path):
-    encoded = encode_set(model, str(workshop.folder / "dpo"), str(tmp_path), shows_progress=False)
+    encoded = encode_sets(model, [str(workshop.folder / "dpo")], str(tmp_path), most_gb=1, shows_progress=False)
     processor = load_processor(str(workshop.folder / "model"))
     for stage in ("pretrain", "sft"):
-        encoded = encode_set(model, str(workshop.folder / stage), str(tmp_path), shows_progress=False)
+        encoded = encode_sets(model, [str(workshop.folder / stage)], str(tmp_path), most_gb=1, shows_progress=False)
         config = workshop.config(stage, tmp_path, "trainable=llm")
         live, kept = (stage_batches(config, Front.of(processor, e), rank=0, world=1) for e in (None, encoded))
         for a, b in zip(live.loader(), kept.loader(), strict=True):
@@ -79,7 +82,7 @@ def test_interrupted_filling_goes_on(model, shards, tmp_path, monkeypatch):
         return model.encode_mels(mels, mel_frames)
 
     def go_on(how, folder):
-        return fill(folder, shards, encode=how, width=32, num_mel_bins=80, device=CPU, shows_progress=False)
+        return fill(folder, [shards], encode=how, device=CPU, **SMALL)
 
     with pytest.raises(KeyboardInterrupt):
         go_on(encode, tmp_path / "broken")
@@ -114,7 +117,7 @@ def test_another_encoder_has_another_folder_and_other_towers_do_not_matter(works
 
 
 def test_sources_read_what_the_collator_takes_and_mask_by_seed(model, workshop, shards, tmp_path):
-    encoded = encode_set(model, str(workshop.folder / "sft"), str(tmp_path), shows_progress=False)
+    encoded = encode_sets(model, [str(workshop.folder / "sft")], str(tmp_path), most_gb=1, shows_progress=False)
     record = shards.record(0)
     clip = record.clips[0]
     features = MelSource(shards, LogMel(80)).read(clip, record.origin, key=0)
@@ -138,7 +141,7 @@ def test_two_processes_do_not_fill_at_the_same_time(model, shards, tmp_path):
         return states
 
     def run():
-        filled.append(fill(tmp_path, shards, encode=alone, width=32, num_mel_bins=80, device=ONE, shows_progress=False))
+        filled.append(fill(tmp_path, [shards], encode=alone, device=ONE, **SMALL))
 
     filled: list[EncodedClips] = []
     runs = [threading.Thread(target=run) for _ in range(2)]
@@ -179,3 +182,70 @@ def test_every_source_of_a_mixture_is_encoded_and_equals_its_clips(workshop, mod
 
 def clips_of(shards):
     return [clip for i in range(len(shards)) for clip in shards.record(i).clips]
+
+
+def bytes_of(shards):
+    clips = {clip.sha256: clip for clip in clips_of(shards)}
+    return sum(lengths.audio_tokens(clip.num_samples) for clip in clips.values()) * 32 * 4
+
+
+def test_what_exceeds_the_cap_is_refused_before_anything_is_encoded(model, shards, tmp_path, caplog):
+    def never(*args):
+        raise AssertionError("encoded")
+
+    def go_on(how, name, most_bytes):
+        return fill(tmp_path / name, [shards], encode=how, device=ONE, **{**SMALL, "most_bytes": most_bytes})
+
+    needed = bytes_of(shards)
+    says = r"16 clips take 0\.000 GB.*is exceeded\. Set encoded_cache_gb=0\.001 or more.*cache_dir.*encode_once=false"
+    with pytest.raises(ConfigError, match=says):
+        go_on(never, "a", needed - 1)
+    assert (tmp_path / "a" / "states.f32").stat().st_size == 0
+    encoded = go_on(model.encode_mels, "a", needed)
+    assert (tmp_path / "a" / "states.f32").stat().st_size == needed
+    assert "outputs of 16 clips take" in caplog.text
+    # What is there already is used under any cap; another encoder's counts too.
+    assert clips_of(shards)[0] in go_on(never, "a", 1)
+    assert encoded.width == 32
+    with pytest.raises(ConfigError, match="is exceeded"):
+        go_on(never, "b", 2 * needed - 1)
+    go_on(model.encode_mels, "b", 2 * needed)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_encoded(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, bytes_of(shards) - 1))
+    with pytest.raises(ConfigError, match=r"the disk has 0\.\d+ GB left\. Make room"):
+        fill(tmp_path, [shards], encode=None, device=ONE, **SMALL)
+
+
+def test_the_cap_counts_all_sets_of_a_mixture_at_once(workshop, model, tmp_path):
+    """Each would fit alone."""
+    folders = [workshop.folder / "pretrain", sets.chat_set(tmp_path / "chat", num_samples=30)]
+    needed = sum(bytes_of(ShardSet.open(folder)) for folder in folders)
+    with pytest.raises(ConfigError, match="is exceeded"):
+        encode_sets(model, [str(f) for f in folders], str(tmp_path), most_gb=0.6 * needed / 1e9, shows_progress=False)
+    assert [path.stat().st_size for path in tmp_path.glob("encoded/*/states.f32")] == [0]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_loss_and_gradients_on_kept_states_equal_those_on_clips(workshop, tmp_path, stage):
+    """Of projector and language model, at the first step of a run, through the trainer's own loss."""
+    found = []
+    for name, override in (("live", "false"), ("kept", "true")):
+        overrides = ("trainable=projector_llm", f"data.encode_once={override}", f"data.cache_dir={tmp_path / 'cache'}")
+        trainer = workshop.trainer(stage, workshop.config(stage, tmp_path / name, *overrides))
+        batches = [batch for batch, _ in zip(trainer.batches.loader(), range(2), strict=False)]
+        assert ("audio_states" in batches[0]["rows"]) == (name == "kept")
+        count = sum(trainer.count_items(batch) for batch in batches)
+        trainer.model.train()
+        loss = sum(trainer.compute_loss(trainer.model, batch, num_items_in_batch=count) for batch in batches)
+        loss.backward()
+        gradients = {key: p.grad for key, p in trainer.model.named_parameters() if p.requires_grad}
+        found.append((float(loss.detach()), gradients))
+    (live, expected), (kept, got) = found
+    assert kept == pytest.approx(live, rel=1e-6)
+    projector = "model.multi_modal_projector.linear.weight"
+    assert expected[projector].norm() > 1e-4
+    norm = max(float(gradient.norm()) for gradient in expected.values())
+    for key, gradient in expected.items():
+        assert float((got[key] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), 1e-2 * norm), key
