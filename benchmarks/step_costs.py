@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.random_model import Dimensions
-from benchmarks.step_flops import PADDED_FRAMES, model_shape
-from qwen_audio_train.model.flops import Part, forward_flops
+from qwen_audio_train.model.flops import ModelShape, Part, forward_flops
 from qwen_audio_train.samples import BatchSizes
+
+PADDED_FRAMES = 1500
+"""Encoder frames of 30 s."""
 
 
 def run_by_stock(rows: int, longest: int) -> BatchSizes:
@@ -71,3 +73,19 @@ def kept_values(dims: Dimensions, run: BatchSizes, training: Training) -> float:
     llm_layer = 11 * dims.llm_width + 4 * dims.llm_ffn
     encoder = run.encoder_frames * dims.encoder_layers * encoder_layer if training.encoder else 0
     return encoder + run.llm_tokens * dims.llm_layers * llm_layer + 3.0 * run.supervised_tokens * dims.vocab
+
+
+def model_shape(dims: Dimensions) -> ModelShape:
+    """The benchmark's dimensions, which know no grouped queries."""
+    return ModelShape(
+        mel_bins=dims.mel_bins,
+        encoder_width=dims.encoder_width,
+        encoder_layers=dims.encoder_layers,
+        encoder_ffn=dims.encoder_ffn,
+        llm_width=dims.llm_width,
+        llm_layers=dims.llm_layers,
+        llm_query_width=dims.llm_width,
+        llm_key_width=dims.llm_width,
+        llm_ffn=dims.llm_ffn,
+        vocab=dims.vocab,
+    )
