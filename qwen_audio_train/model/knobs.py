@@ -37,10 +37,15 @@ def require_bitsandbytes(model: ModelConfig, optim: OptimConfig) -> None:
         )
 
 
-def quantization_config(quantization: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """How ``from_pretrained`` quantises the language model's linear layers while it loads; None leaves them."""
+def quantization_config(model: ModelConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """How ``from_pretrained`` quantises the language model's linear layers while it loads; None leaves them.
+
+    Raises:
+        ConfigError: it should, and bitsandbytes is not installed.
+    """
+    require_bitsandbytes(model, OptimConfig())
     skipped = list(STAYS_UNQUANTISED)
-    match quantization:
+    match model.quantization:
         case Quantization.none:
             return None
         case Quantization.nf4:

@@ -91,7 +91,7 @@ def load_model(source: str, config: ModelConfig | None = None) -> EfficientQwen2
             dtype=dtype,
             attn_implementation="sdpa",
             output_loading_info=True,
-            quantization_config=quantization_config(config.quantization, dtype),
+            quantization_config=quantization_config(config, dtype),
         )
         _require_complete(source, report)
     checkpoint_activations(model, encoder=config.checkpoint_encoder, llm=config.checkpoint_llm)
