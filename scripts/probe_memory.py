@@ -4,7 +4,7 @@ Takes the same settings as the recipe. Each trial takes real optimiser steps of 
 synthetic bins of the costliest kind (30 s clips, all text supervised, both budgets full); budgets are doubled until one
 does not fit, then bisected. encoder_frames_per_bin stays in the settings' proportion.
 
-python scripts/probe_memory.py sft model.start_from=Qwen/Qwen2-Audio-7B data.train=data/set adapter=lora --random-weights
+python scripts/probe_memory.py sft --random-weights model.start_from=Qwen/Qwen2-Audio-7B data.train=data/set ...
 python scripts/probe_memory.py pretrain model=tiny data.train=data/set runtime=cpu --limit-gb 4
 python scripts/probe_memory.py sft ... runtime=zero3 --processes 8
 """
@@ -118,7 +118,9 @@ def report(config: StageConfig, llm_tokens: int, result: Result, num_processes: 
     note = ["gradients under ZeRO are in the last part: it keeps them in buffers of its own"] if is_sharded else []
     lines = [f"{title:<34} {'GB':>9}"]
     lines += [f"{name:<34} {num_bytes / BYTES_PER_GB:>9.3f}" for name, num_bytes in rows]
-    settings = f"batching.llm_tokens_per_bin={llm_tokens} batching.encoder_frames_per_bin={frames_for(config, llm_tokens)}"
+    settings = (
+        f"batching.llm_tokens_per_bin={llm_tokens} batching.encoder_frames_per_bin={frames_for(config, llm_tokens)}"
+    )
     return "\n".join([*lines, *note, "", settings])
 
 
@@ -135,7 +137,9 @@ def probe(options: argparse.Namespace) -> str:
         given.append("run.max_steps=1")
     config: StageConfig = compose(options.stage, given)
     if options.random_weights and config.model.quantization is not Quantization.none:
-        raise ConfigError("--random-weights with model.quantization: weights are quantised while they are read; drop one")
+        raise ConfigError(
+            "--random-weights with model.quantization: weights are quantised while they are read; drop one"
+        )
     uses_cpu = config.runtime.device is Device.cpu or not torch.cuda.is_available()
     if uses_cpu and options.limit_gb is None:
         raise ConfigError("on a CPU nothing says how much a run may take: give --limit-gb")

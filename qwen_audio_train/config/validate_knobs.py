@@ -16,7 +16,7 @@ def knob_problems(config: StageConfig) -> Iterator[str]:
     is_sharded = config.runtime.deepspeed is not None
     if config.optim.name is OptimName.adamw_8bit and is_sharded:
         yield (
-            "optim.name=adamw_8bit cannot go with runtime.deepspeed: ZeRO flattens all parameters into one, so that the "
+            "optim.name=adamw_8bit cannot go with runtime.deepspeed: ZeRO flattens all parameters to one, so that the "
             "blocks of 8-bit states straddle tensors, and it shards fp32 states already: set optim.name=adamw, or "
             "runtime=auto"
         )

@@ -78,7 +78,7 @@ def load_model(source: str, config: ModelConfig | None = None) -> EfficientQwen2
     if is_adapter(source):
         if config.quantization is not Quantization.none:
             raise ConfigError(
-                f"model.quantization={config.quantization.value}: {source} is an adapter, and merging it into quantised "
+                f"model.quantization={config.quantization.value}: {source} is an adapter; merging it into quantised "
                 "weights would round it away: export it (recipes/export.py) and name its merged/"
             )
         base = load_model(base_of(source), config)

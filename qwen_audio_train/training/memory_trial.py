@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +44,7 @@ LONGEST_CLIP_SAMPLES = 30 * 16_000
 LONGEST_CLIP_FRAMES = 1500
 LONGEST_CLIP_TOKENS = 750
 SECONDS_BETWEEN_LOOKS = 0.02
+STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,9 @@ def synthetic_batch(config: StageConfig, collator: Collator, *, num_mel_bins: in
         prompt = Rendered(audio, np.zeros(len(audio), np.bool_), (LONGEST_CLIP_TOKENS,))
         return collator.pairs([RenderedPair(prompt, text, text)] * num_rows, clips)
     supervised = np.concatenate([np.zeros(len(audio), np.bool_), np.ones(text_tokens, np.bool_)])
-    return collator.rows([Rendered(np.concatenate([audio, text]), supervised, (LONGEST_CLIP_TOKENS,))] * num_rows, clips)
+    return collator.rows(
+        [Rendered(np.concatenate([audio, text]), supervised, (LONGEST_CLIP_TOKENS,))] * num_rows, clips
+    )
 
 
 class SyntheticBatches:
@@ -131,13 +132,13 @@ def _config(request: Request, run_dir: str, world: int) -> StageConfig:
     own = [
         f"batching.llm_tokens_per_bin={request.llm_tokens}",
         f"batching.encoder_frames_per_bin={request.encoder_frames}",
-        # Two bins where the run accumulates: gradients then lie beside the second bin's activations.
         f"run.dir={run_dir}",
         f"run.max_steps={NUM_STEPS}",
         "run.epochs=null",
         "tracking=none",
     ]
     config: StageConfig = compose(request.stage, [*request.overrides, *own])
+    # Two bins where the run accumulates: gradients then lie beside the second bin's activations.
     bins = min(2, max(1, config.batching.bins_per_step // world)) * world
     return compose(request.stage, [*request.overrides, *own, f"batching.bins_per_step={bins}"])
 
@@ -226,21 +227,18 @@ def optimiser_bytes(optimiser: Any) -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Of this process so far."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * 1024
+    """Of this program so far. Linux only: elsewhere the peak counts in other units, and with what started this one."""
+    status = STATUS.read_text(encoding="utf-8")
+    # getrusage's ru_maxrss would begin at the starting process's size, which exec hands down.
+    return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
 
 
 def watch(limit_bytes: int, result: Path) -> None:
     """End this process as soon as it has held more: what would swap or be killed must not drag the machine down."""
 
-    def look() -> Iterator[None]:
-        while peak_resident_bytes() <= limit_bytes:
-            yield time.sleep(SECONDS_BETWEEN_LOOKS)
-
     def until_over() -> None:
-        for _ in look():
-            pass
+        while peak_resident_bytes() <= limit_bytes:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         result.write_text(json.dumps(asdict(Result(fits=False, peak=peak_resident_bytes()))), encoding="utf-8")
         os._exit(1)
 

@@ -61,7 +61,9 @@ def gradients(model, batch):
 def assert_equal(got, expected, tolerance=1e-6):
     assert got.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(got[name], gradient, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got[name], gradient, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_only_the_language_models_linear_layers_are_quantised(workshop, quantiza
 
 def test_an_adapter_is_not_merged_into_quantised_weights(workshop, tmp_path):
     prepared(workshop, lora=True).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"is an adapter.*merged/"):
+    with pytest.raises(ConfigError, match=r"is an adapter; merging.*merged/"):
         load_model(str(tmp_path), ModelConfig(quantization=Quantization.nf4))
 
 
