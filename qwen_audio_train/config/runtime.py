@@ -23,8 +23,7 @@ class RuntimeConfig:
     autocast_bfloat16: bool = False
     """Compute in bf16 over fp32 weights."""
     compile: bool = False
-    """Compile what is pointwise around the language model's matrices (feed-forward blocks and norms) with torch.compile,
-    for any shape."""
+    """Compile the language model's feed-forward blocks and norms with torch.compile, for any shape."""
     num_threads: int = 0
     """CPU threads a process; 0 keeps torch's default."""
     deterministic: bool = True
