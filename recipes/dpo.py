@@ -11,6 +11,7 @@ from trl import DPOConfig
 from qwen_audio_train.config.load import recipe
 from qwen_audio_train.config.preference import Reference
 from qwen_audio_train.config.stages import DpoConfig as DpoRecipeConfig
+from qwen_audio_train.model.knobs import compile_pointwise
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.model.trainable import choose_trainable, lora_config
 from qwen_audio_train.pipeline.stage import Front, stage_batches
@@ -41,6 +42,7 @@ def main(config: DpoRecipeConfig) -> None:
         **trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps), **preference_arguments(config.preference)
     )
     model = load_model(source, config.model)
+    compile_pointwise(model, wanted=config.runtime.compile)
     choose_trainable(model, config.trainable)
     lora = lora_config(config.adapter, config.trainable)
     # Under a LoRA a live reference is the same model with its adapter switched off.

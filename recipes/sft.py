@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from qwen_audio_train.config.load import recipe
 from qwen_audio_train.config.stages import SftConfig
+from qwen_audio_train.model.knobs import compile_pointwise
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.model.trainable import choose_trainable, lora_config, with_adapter
 from qwen_audio_train.pipeline.stage import Front, stage_batches
@@ -35,6 +36,7 @@ def main(config: SftConfig) -> None:
     # Before the model: under ZeRO-3 it is loaded in pieces.
     arguments = TrainingArguments(**trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps))
     model = load_model(source, config.model)
+    compile_pointwise(model, wanted=config.runtime.compile)
     choose_trainable(model, config.trainable)
     model = with_adapter(model, lora_config(config.adapter, config.trainable))
     trainer = LikelihoodTrainer(

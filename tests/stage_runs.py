@@ -10,6 +10,7 @@ from typing import Any
 from qwen_audio_train.config.load import compose
 from qwen_audio_train.config.preference import Reference
 from qwen_audio_train.model.build import save_built
+from qwen_audio_train.model.knobs import compile_pointwise
 from qwen_audio_train.model.load import load_model, load_processor
 from qwen_audio_train.model.sizes import build_tiny
 from qwen_audio_train.model.trainable import choose_trainable, lora_config, with_adapter
@@ -64,7 +65,8 @@ class Workshop:
             f"run.max_steps={steps}",
             f"model.start_from={self.folder / model}",
             "model.precision=float32",
-            "model.gradient_checkpointing=false",
+            "model.checkpoint_encoder=false",
+            "model.checkpoint_llm=false",
             f"data.train={self.folder / stage}",
             f"data.cache_dir={self.folder / 'cache'}",
             *SETTINGS,
@@ -86,6 +88,7 @@ class Workshop:
             store_reference_scores(config, source, processor.tokenizer, batches, ranks)
         arguments = trainer_arguments(config, ranks=ranks, num_steps=batches.num_steps)
         model = load_model(source, config.model)
+        compile_pointwise(model, wanted=config.runtime.compile)
         choose_trainable(model, config.trainable)
         lora = lora_config(config.adapter, config.trainable)
         shared: dict[str, Any] = {"batches": batches, "keep_checkpoints": config.checkpoint.keep_last}

@@ -34,6 +34,14 @@ class AttentionKernel(Enum):
     mask = "mask"
 
 
+class Quantization(Enum):
+    """``nf4``: 4 bits with doubly quantised scales; ``int8``: 8 bits with outliers apart."""
+
+    none = "none"
+    nf4 = "nf4"
+    int8 = "int8"
+
+
 @dataclass(frozen=True)
 class DemoLanguageModelConfig:
     """The small causal LM of ``model=demo``, trained from scratch beside a real Whisper encoder."""
@@ -67,5 +75,11 @@ class ModelConfig:
     demo_lm: DemoLanguageModelConfig = field(default_factory=DemoLanguageModelConfig)
     precision: Precision = Precision.float32
     attention: AttentionKernel = AttentionKernel.auto
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    checkpoint_encoder: bool = False
+    """Keep only the inputs of the encoder's layers and recompute the rest in the backward pass: less memory, about a
+    third more time of this tower. Changes nothing while the encoder is frozen: no activations are kept then."""
+    checkpoint_llm: bool = False
+    """The same for the language model's layers."""
+    quantization: Quantization = Quantization.none
+    """What the language model's frozen linear layers are held in under a LoRA (QLoRA), through bitsandbytes. Encoder,
+    projector, embeddings and head stay in ``precision``."""

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+
+
+class OptimName(Enum):
+    """``adamw_8bit``: both moments in 8 bits, block by block, through bitsandbytes."""
+
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW with a linear warm-up and a cosine decay."""
 
+    name: OptimName = OptimName.adamw
     learning_rate: float = 1e-4
     """Peak."""
     final_learning_rate_ratio: float = 0.1

@@ -22,6 +22,8 @@ class RuntimeConfig:
     """A DeepSpeed JSON (``configs/deepspeed/zero2.json`` ...); none means plain DDP or a single process."""
     autocast_bfloat16: bool = False
     """Compute in bf16 over fp32 weights."""
+    compile: bool = False
+    """Compile the language model's feed-forward blocks and norms with torch.compile, for any shape."""
     num_threads: int = 0
     """CPU threads a process; 0 keeps torch's default."""
     deterministic: bool = True

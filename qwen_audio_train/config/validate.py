@@ -24,6 +24,7 @@ from qwen_audio_train.config.stages import (
     stage_of,
 )
 from qwen_audio_train.config.validate_data import changing_clips, data_problems
+from qwen_audio_train.config.validate_knobs import knob_problems
 
 FRAMES_OF_LONGEST_CLIP = 1500
 
@@ -45,6 +46,7 @@ def _stage(config: StageConfig) -> Iterator[str]:
     yield from _optim(config.optim)
     yield from _model(config)
     yield from _precision(config)
+    yield from knob_problems(config)
     yield from _batching(config)
     yield from _counts(config)
     if isinstance(config, DpoConfig):

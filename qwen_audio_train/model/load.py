@@ -10,9 +10,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoProcessor, AutoTokenizer
 
-from qwen_audio_train.config.model import ModelConfig
+from qwen_audio_train.config.model import ModelConfig, Quantization
 from qwen_audio_train.errors import CheckpointError, ConfigError
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
+from qwen_audio_train.model.knobs import checkpoint_activations, quantization_config
 from qwen_audio_train.model.span_attention import SPANS
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -67,21 +68,33 @@ def load_model(source: str, config: ModelConfig | None = None) -> EfficientQwen2
 
     Args:
         source: folder or hub id (``Qwen/Qwen2-Audio-7B``).
-        config: how to hold it (dtype, activation checkpointing); fp32 without it.
+        config: how to hold it (dtype, quantised or not, activation checkpointing); plain fp32 without it.
+
+    Raises:
+        CheckpointError: the weights are not all there.
+        ConfigError: an adapter is to be merged into quantised weights.
     """
     config = config or ModelConfig()
     dtype: torch.dtype = getattr(torch, config.precision.value)
     if is_adapter(source):
+        if config.quantization is not Quantization.none:
+            raise ConfigError(
+                f"model.quantization={config.quantization.value}: {source} is an adapter; merging it into quantised "
+                "weights would round it away: export it (recipes/export.py) and name its merged/"
+            )
         base = load_model(base_of(source), config)
         model: EfficientQwen2Audio = PeftModel.from_pretrained(base, source).merge_and_unload()
         model.requires_grad_(True)
         model.freeze_positions()
     else:
         model, report = EfficientQwen2Audio.from_pretrained(
-            source, dtype=dtype, attn_implementation=SPANS, output_loading_info=True
+            source,
+            dtype=dtype,
+            attn_implementation=SPANS,
+            output_loading_info=True,
+            quantization_config=quantization_config(config, dtype),
         )
         _require_complete(source, report)
     model.attention_kernel = config.attention
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(model, encoder=config.checkpoint_encoder, llm=config.checkpoint_llm)
     return model

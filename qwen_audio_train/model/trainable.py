@@ -24,7 +24,8 @@ def choose_trainable(model: nn.Module, trainable: TrainableConfig) -> None:
     learns = {ENCODER: trainable.encoder, PROJECTOR: trainable.projector, LANGUAGE_MODEL: trainable.llm}
     for name, parameter in model.named_parameters():
         tower = next((prefix for prefix in learns if name.startswith(prefix + ".")), LANGUAGE_MODEL)
-        parameter.requires_grad_(learns[tower] and "embed_positions" not in name)
+        can_learn = parameter.is_floating_point() and "embed_positions" not in name  # quantised weights cannot
+        parameter.requires_grad_(learns[tower] and can_learn)
 
 
 def lora_config(adapter: AdapterConfig, trainable: TrainableConfig) -> LoraConfig | None:
@@ -71,11 +72,12 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(trained, all) parameters of each tower, for the log. Sizes survive ZeRO-3's partitioning."""
+    """(trained, all) parameters of each tower, for the log. Sizes survive ZeRO-3's partitioning and 4-bit packing."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
         tower = "encoder" if ENCODER in name else "projector" if PROJECTOR in name else "llm"
-        size = int(getattr(parameter, "ds_numel", parameter.numel()))
+        packed = getattr(parameter, "quant_state", None)
+        size = packed.shape.numel() if packed else int(getattr(parameter, "ds_numel", parameter.numel()))
         trained, total = counts.get(tower, (0, 0))
         counts[tower] = (trained + size * parameter.requires_grad, total + size)
     return counts

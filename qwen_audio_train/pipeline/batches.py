@@ -24,7 +24,7 @@ from qwen_audio_train.pipeline.collate import ClipInput, Collator, num_tokens
 from qwen_audio_train.pipeline.loading import BinReader, Draw, Job, JobSampler, jobs
 from qwen_audio_train.pipeline.measure import ALL, Selection
 from qwen_audio_train.pipeline.quarantine import Failure, Limits, MicroBatch, Quarantine
-from qwen_audio_train.pipeline.reference_scores import ReferenceScores
+from qwen_audio_train.pipeline.reference_scores import REFERENCE_KEYS, ReferenceScores
 from qwen_audio_train.plan.position import PlanPosition
 from qwen_audio_train.plan.steps import Plan, rank_bins
 from qwen_audio_train.plan.windows import Bin
@@ -129,8 +129,7 @@ class BatchBuilder:
             source = self.sources[draw.source]
             assert source.reference is not None
             log_probs[row] = source.reference.log_probs[source.number(draw.sample)]
-        chosen, rejected = torch.from_numpy(log_probs).unbind(1)
-        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        return dict(zip(REFERENCE_KEYS, torch.from_numpy(log_probs).unbind(1), strict=True))
 
     def _key(self, draw: Draw, clip: int) -> int:
         source = self.sources[draw.source]

@@ -40,6 +40,8 @@ from qwen_audio_train.shards.reader import ShardSet
 logger = logging.getLogger(__name__)
 
 FOLDER = "reference_scores"
+REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
+"""trl's names for them in a batch, (pairs,) each."""
 FORMAT_VERSION = 1
 """Raise when scores are computed or kept in another way, so that older files are not trusted any more."""
 SUFFIX = ".safetensors"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_audio_train.config.model import Precision
+from qwen_audio_train.config.optim import OptimName
 from qwen_audio_train.config.preference import PreferenceConfig, Reference
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.training.runtime import Ranks
@@ -13,6 +14,7 @@ from qwen_audio_train.training.runtime import Ranks
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
 INITIAL = "initial"
+OPTIMISERS = {OptimName.adamw: "adamw_torch", OptimName.adamw_8bit: "adamw_bnb_8bit"}
 
 
 def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "adam_beta2": optim.beta2,
         "adam_epsilon": optim.epsilon,
         "max_grad_norm": optim.max_grad_norm,
-        "optim": "adamw_torch",
+        "optim": OPTIMISERS[optim.name],
         "bf16": config.runtime.autocast_bfloat16 or _shards_bfloat16(config),
         "deepspeed": config.runtime.deepspeed,
         "use_cpu": ranks.uses_cpu,
@@ -73,5 +75,5 @@ def preference_arguments(preference: PreferenceConfig) -> dict[str, Any]:
         # What batches bring along (training/reference_scores.py); trl's own pass over a data set is switched off.
         "precompute_ref_log_probs": preference.reference is Reference.stored,
         "max_length": None,  # nothing is ever cut
-        "gradient_checkpointing": False,  # trl's default is on; model.gradient_checkpointing decides
+        "gradient_checkpointing": False,  # trl's default is on; model.checkpoint_llm and checkpoint_encoder decide
     }

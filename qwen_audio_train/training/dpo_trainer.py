@@ -17,12 +17,11 @@ from trl import DPOTrainer
 from qwen_audio_train.losses.reduction import pair_mean_share
 from qwen_audio_train.model.efficient import CLIP_KEYS, own_model
 from qwen_audio_train.model.trainable import disable_dropout
+from qwen_audio_train.pipeline.reference_scores import REFERENCE_KEYS
 from qwen_audio_train.training.planned import PlannedTraining
 
 # trl insists on a datasets.Dataset and looks at its first row; the plan delivers the real pairs.
 PLACEHOLDER_ROW = {"prompt_ids": [0], "chosen_ids": [0], "rejected_ids": [0]}
-
-REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class AudioDPOTrainer(PlannedTraining, DPOTrainer):

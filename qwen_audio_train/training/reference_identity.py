@@ -18,7 +18,7 @@ PAIRS_PROBED = 64
 """So many pairs are rendered to see that they still become the same tokens."""
 
 OTHERWISE_KNOWN = ("size", "start_from", "whisper", "llm", "languages", "demo_lm", "precision")
-NOT_NUMERIC = ("attention", "gradient_checkpointing")
+NOT_NUMERIC = ("attention", "checkpoint_encoder", "checkpoint_llm")
 """Of ``model``: all of them compute the same up to rounding. Any other setting, once there is one, is a part of what
 the log-probabilities depend on."""
 

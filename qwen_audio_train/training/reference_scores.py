@@ -123,7 +123,7 @@ class _Reference:
             torch.cuda.empty_cache()
 
     def _loaded(self) -> EfficientQwen2Audio:
-        model = load_model(self._source, replace(self._config.model, gradient_checkpointing=False))
+        model = load_model(self._source, replace(self._config.model, checkpoint_encoder=False, checkpoint_llm=False))
         if self._config.runtime.deepspeed is not None:
             # As it does, buffers too.
             model = model.to(getattr(torch, numerics_of(self._config).precision.value))

@@ -17,6 +17,7 @@ from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.model.efficient import own_model
 from qwen_audio_train.model.flops import StepFlops
+from qwen_audio_train.model.knobs import require_bitsandbytes
 from qwen_audio_train.model.span_attention import choose_kernel
 from qwen_audio_train.model.trainable import count_parameters
 from qwen_audio_train.pipeline.batches import PlannedBatches
@@ -48,8 +49,10 @@ def open_run(config: StageConfig, ranks: Ranks) -> None:
     """Make the run's folder and write down what is run with what.
 
     Raises:
-        ConfigError: the sets do not go together with the stage: before anything is downloaded or loaded.
+        ConfigError: the sets do not go together with the stage, or a library is missing: before anything is downloaded
+            or loaded.
     """
+    require_bitsandbytes(config.model, config.optim)
     open_sources(config)
     if ranks.is_first:
         open_run_folder(Path(config.run.dir), config)

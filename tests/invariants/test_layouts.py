@@ -17,9 +17,9 @@ from qwen_audio_train.pipeline.loading import Draw
 SAMPLES = [3, 1, 2, 4, 9, 7, 5]
 HOWS = {
     "full": ("trainable=all",),
-    "full, checkpointed": ("trainable=all", "model.gradient_checkpointing=true"),
+    "full, checkpointed": ("trainable=all", "model.checkpoint_encoder=true", "model.checkpoint_llm=true"),
     "lora": ("adapter=lora", "trainable.encoder=true", "trainable.llm=true"),
-    "lora, checkpointed": ("adapter=lora", "trainable.llm=true", "model.gradient_checkpointing=true"),
+    "lora, checkpointed": ("adapter=lora", "trainable.llm=true", "model.checkpoint_llm=true"),
     "frozen encoder": ("trainable=projector_llm",),
 }
 

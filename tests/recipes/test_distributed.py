@@ -135,3 +135,22 @@ def test_two_ranks_store_the_reference_as_one_process_does_and_train_like_a_live
     expected = stages.losses("dpo", "single")
     for losses in found.values():
         assert losses == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_pure_bfloat16_with_sharded_float32_copies_trains(stages, strategy):
+    """The weights that the optimiser moves are fp32: steps far below bf16's resolution must add up as in fp32."""
+    expected = stages.losses("sft", "single")
+    settings = [f"runtime={strategy}", "runtime.device=cpu", "model.precision=bfloat16"]
+    got = stages.losses("sft", f"{strategy}-bfloat16", *settings)
+    assert got == pytest.approx(expected, rel=2e-2)
+    assert got[-1] < got[0]
+    assert got != pytest.approx(expected, rel=1e-6), "nothing was computed in bfloat16"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_checkpointed_towers_equal_plain_ones(stages, strategy):
+    settings = [] if strategy == "ddp" else [f"runtime={strategy}", "runtime.device=cpu"]
+    settings += ["model.checkpoint_encoder=true", "model.checkpoint_llm=true"]
+    got = stages.losses("sft", f"{strategy}-checkpointed", *settings)
+    assert got == pytest.approx(stages.losses("sft", "single"), rel=1e-4)

@@ -13,13 +13,17 @@ import yaml
 from qwen_audio_train.config.adapter import AdapterKind
 from qwen_audio_train.config.augment import AugmentConfig
 from qwen_audio_train.config.load import typed
-from qwen_audio_train.config.model import Precision
+from qwen_audio_train.config.model import Precision, Quantization
+from qwen_audio_train.config.optim import OptimName
 from qwen_audio_train.config.preference import Reference
 from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, PretrainConfig, SftConfig
 from qwen_audio_train.config.validate import problems_of
 from qwen_audio_train.errors import ConfigError
 
 LORA, BFLOAT16, STORED = AdapterKind.lora, Precision.bfloat16, Reference.stored
+NF4, ADAMW_8BIT = Quantization.nf4, OptimName.adamw_8bit
+ZERO2 = "{here}/zero2.json"
+QLORA = {"adapter.kind": LORA, "model.quantization": NF4}
 FROZEN = {"trainable.encoder": False, "trainable.projector": False, "trainable.llm": False}
 # recipe, what is set, how the one problem begins, and a word of its remedy
 RULES: list[tuple[str, dict[str, Any], str, str]] = [
@@ -62,6 +66,23 @@ RULES: list[tuple[str, dict[str, Any], str, str]] = [
     ("pretrain", {"adapter.kind": LORA, "adapter.rank": 0}, "adapter.rank=0", "at least 1"),
     ("pretrain", {"data.encode_once": True}, "data.encode_once=true needs a frozen encoder", "trainable.encoder=false"),
     ("pretrain", {"model.precision": BFLOAT16}, "model.precision=bfloat16", "runtime=zero2"),
+    ("pretrain", {"optim.name": ADAMW_8BIT, "runtime.deepspeed": ZERO2}, "optim.name=adamw_8bit", "optim.name=adamw"),
+    (
+        "pretrain",
+        {"runtime.compile": True, "runtime.deepspeed": ZERO2},
+        "runtime.compile=true",
+        "runtime.compile=false",
+    ),
+    ("pretrain", {"model.quantization": NF4}, "model.quantization=nf4 freezes", "adapter=lora"),
+    ("pretrain", {**QLORA, "trainable.llm": False}, "model.quantization=nf4 freezes", "trainable.llm=true"),
+    (
+        "pretrain",
+        {**QLORA, "runtime.deepspeed": ZERO2},
+        "model.quantization=nf4 cannot go with runtime.d",
+        "runtime=auto",
+    ),
+    ("pretrain", {**QLORA, "runtime.compile": True}, "model.quantization=nf4 cannot go", "runtime.compile=false"),
+    ("pretrain", {**QLORA, "model.start_from": "{here}/adapter"}, "model.quantization=nf4 with", "merged/"),
     ("pretrain", {"model.start_from": "/nowhere"}, "model.start_from=/nowhere does not exist", "run the stage before"),
     ("pretrain", {"model.start_from": "runs/final"}, "model.start_from=runs/final does not exist", "mend the path"),
     ("pretrain", {"model.start_from": "{here}"}, "model.start_from={here} holds neither", "finished?"),
@@ -126,6 +147,8 @@ def here(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("here")
     (folder / "set").mkdir()
     (folder / "set" / "dataset.json").write_text("{}")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
     (folder / "bad.json").write_text("{")
     (folder / "empty.json").write_text("{}")
     (folder / "zero2.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))

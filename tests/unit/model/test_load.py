@@ -23,10 +23,10 @@ def folder(workshop):
     return workshop.folder / "model"
 
 
-def test_dtype_and_checkpointing_as_asked(folder):
-    model = load_model(str(folder), ModelConfig(precision=Precision.bfloat16, gradient_checkpointing=True))
+def test_dtype_as_asked(folder):
+    model = load_model(str(folder), ModelConfig(precision=Precision.bfloat16))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model.is_gradient_checkpointing
+    assert not model.is_gradient_checkpointing
     assert load_model(str(folder)).dtype == torch.float32
 
 
