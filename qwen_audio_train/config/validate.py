@@ -142,6 +142,13 @@ def _optim(optim: OptimConfig) -> Iterator[str]:
             yield f"optim.{name}={getattr(optim, name)} must lie in [0, 1)"
     if optim.warmup_steps < 0:
         yield f"optim.warmup_steps={optim.warmup_steps} must be 0 or more"
+    for name in ("max_skipped_consecutive", "spike_window_steps"):
+        if getattr(optim, name) < 1:
+            yield f"optim.{name}={getattr(optim, name)} must be at least 1"
+    if not 0 <= optim.max_skipped_share <= 1:
+        yield f"optim.max_skipped_share={optim.max_skipped_share} must lie in [0, 1]"
+    if optim.spike_factor != 0 and optim.spike_factor <= 1:
+        yield f"optim.spike_factor={optim.spike_factor} must be above 1, or 0 to look for no spikes"
 
 
 def _preference(preference: PreferenceConfig) -> Iterator[str]:
@@ -170,6 +177,10 @@ def _deepspeed(path: Path) -> Iterator[str]:
         return
     if "zero_optimization" not in settings:
         yield f"runtime.deepspeed={path} has no 'zero_optimization' section"
+    elif settings["zero_optimization"].get("stage") not in (1, 2, 3):
+        yield f"runtime.deepspeed={path}: zero_optimization.stage must be 1, 2 or 3; without DeepSpeed, runtime=auto"
+    if settings.get("bf16", {}).get("check_grad_overflow") is False:
+        yield f"runtime.deepspeed={path} turns bf16.check_grad_overflow off: a gradient of NaN would be applied"
 
 
 def _evaluation(evaluation: EvaluationConfig, *, model: str | None) -> Iterator[str]:

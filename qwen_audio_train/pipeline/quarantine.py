@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from qwen_audio_train.errors import SampleError, ShardError
+from qwen_audio_train.samples import Origin
 
 QUARANTINE_FILE = "quarantine.jsonl"
 LEAST_SAMPLES_JUDGED = 10_000
@@ -58,11 +59,14 @@ class MicroBatch(dict[str, torch.Tensor]):
         *,
         usable: Sequence[bool] = (),
         failures: Sequence[Failure] = (),
+        origins: Sequence[Origin] = (),
     ) -> None:
         super().__init__(tensors)
         self.usable = tuple(usable)
         """One entry a slot of the bin, in its order."""
         self.failures = tuple(failures)
+        self.origins = tuple(origins)
+        """Of the samples that are in it, in the order of their rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ METRIC_NAMES: dict[str, str] = {
     "audio_seconds_per_second": "audio trained on per wall second, over all ranks, since the last line",
     "tokens_per_second": "language-model tokens (padding not counted) per wall second, over all ranks",
     "quarantined_samples": "samples that could not be used since the process started, over all ranks",
+    "skipped_steps": "steps of the run that could not be applied: a loss or gradient that is no number, or a spike",
     "padding": "share of the language-model positions since the last line that were padding",
     "data_seconds": "wall seconds this rank waited for batches since the last line",
     "step_seconds": "mean wall seconds of a step since the last line",

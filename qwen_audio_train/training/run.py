@@ -71,6 +71,7 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
     Raises:
         KeyboardInterrupt: a signal asked to stop; a checkpoint was saved.
     """
+    trainer.guard.optim = config.optim
     checkpoint = newest_checkpoint(config, trainer.batches)
     run_dir = Path(config.run.dir)
     writer = None
