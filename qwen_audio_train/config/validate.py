@@ -14,6 +14,7 @@ from qwen_audio_train.config.optim import OptimConfig
 from qwen_audio_train.config.preference import LOSS_TYPES, PreferenceConfig
 from qwen_audio_train.config.remote import remote_problems
 from qwen_audio_train.config.run import RunConfig
+from qwen_audio_train.config.runtime import RuntimeConfig
 from qwen_audio_train.config.sets import set_problems
 from qwen_audio_train.config.stages import (
     DpoConfig,
@@ -47,6 +48,7 @@ def _stage(config: StageConfig) -> Iterator[str]:
     yield from _precision(config)
     yield from _batching(config)
     yield from _counts(config)
+    yield from _hangs(config.runtime)
     if isinstance(config, DpoConfig):
         yield from _preference(config.preference)
     if config.runtime.deepspeed is not None:
@@ -130,6 +132,15 @@ def _counts(config: StageConfig) -> Iterator[str]:
     ):
         if value < 1:
             yield f"{name}={value} must be at least 1"
+
+
+def _hangs(runtime: RuntimeConfig) -> Iterator[str]:
+    hang, end = runtime.hang_seconds, runtime.hang_exit_seconds
+    for name, value in (("hang_seconds", hang), ("hang_exit_seconds", end)):
+        if value < 0:
+            yield f"runtime.{name}={value} must be above 0, or 0 to turn it off"
+    if 0 < end <= hang or (end > 0 and hang == 0):
+        yield f"runtime.hang_exit_seconds={end} must be above runtime.hang_seconds={hang}, which comes first; or 0"
 
 
 def _optim(optim: OptimConfig) -> Iterator[str]:

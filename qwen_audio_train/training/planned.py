@@ -23,6 +23,7 @@ from qwen_audio_train.pipeline.quarantine import MicroBatch
 from qwen_audio_train.training.callbacks.stop import GracefulStop
 from qwen_audio_train.training.step_guard import StepGuard
 from qwen_audio_train.training.throughput import Throughput
+from qwen_audio_train.training.watchdog import Phase, Watchdog
 
 POSITION_FILE = "position.json"
 SECONDS_PER_AUDIO_TOKEN = 4 * HOP_SAMPLES / SAMPLING_RATE_HZ
@@ -47,6 +48,7 @@ class PlannedTraining(Trainer):
         run_dir = batches.quarantine.path.parent
         self.guard = StepGuard(run_dir, rank=self.args.process_index, world=self.args.world_size)
         self.add_callback(self.guard)
+        self.watchdog = Watchdog(run_dir)
         self._propagate_back = self.accelerator.backward
         self.accelerator.backward = self._guarded_backward
 
@@ -69,6 +71,7 @@ class PlannedTraining(Trainer):
         Raises:
             ShardError: on all ranks alike, before the step is taken: too many samples cannot be used.
         """
+        self.watchdog.enter(Phase.data, step=self.state.global_step + 1)
         started = time.perf_counter()
         batches = []
         for _ in range(num_batches):
@@ -77,6 +80,7 @@ class PlannedTraining(Trainer):
             except StopIteration:
                 break
         self.throughput.waited(time.perf_counter() - started)
+        self.watchdog.enter(Phase.agreement)
         quarantine = self.batches.quarantine
         bad = quarantine.note(batches, step=self.state.global_step + 1)
         counts = torch.tensor(
@@ -98,11 +102,15 @@ class PlannedTraining(Trainer):
         self.throughput.step(num_items, num_tokens, num_positions, num_audio_tokens * SECONDS_PER_AUDIO_TOKEN)
         self.guard.begin([batch.origins if isinstance(batch, MicroBatch) else () for batch in batches])
         self._logged_loss_before = self._tr_loss.clone()
+        self.watchdog.enter(Phase.forward)
         return batches, max(num_items, 1.0)  # where nothing of a step could be used, it adds nothing
 
     def _guarded_backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """What Trainer calls between a micro-batch's forward and backward pass; DeepSpeed's also takes the step."""
-        self._propagate_back(self.guard.guarded(loss, is_last=self.accelerator.sync_gradients), **kwargs)
+        is_last = self.accelerator.sync_gradients
+        self.watchdog.enter(Phase.backward)
+        self._propagate_back(self.guard.guarded(loss, is_last=is_last), **kwargs)
+        self.watchdog.enter(Phase.optimiser if is_last else Phase.forward)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm, which says whether the step is applied: asked for once a step, before Trainer's optimiser call.
@@ -132,6 +140,10 @@ class PlannedTraining(Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted here: the library's estimate knows neither true-length audio nor labels-only logits."""
         return 0
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.watchdog.enter(Phase.save if self.control.should_save else Phase.log)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what the step cost, and the plan's own idea of the epoch."""

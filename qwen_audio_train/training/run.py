@@ -22,6 +22,7 @@ from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
 from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
 from qwen_audio_train.training.runtime import Ranks
+from qwen_audio_train.training.watchdog import Watchdog
 
 MIXTURE_FILE = "mixture.txt"
 
@@ -81,9 +82,12 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         start_step = trainer.batches.start_step
         writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
     trainer.add_callback(Progress(title, writer, shows_bar=config.tracking.progress_bar))
+    trainer.watchdog = Watchdog.of(config.runtime, run_dir, rank=ranks.rank, world=ranks.world)
+    trainer.watchdog.start()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     finally:
+        trainer.watchdog.stop()
         trainer.stopper.release()
     if writer is not None:
         writer.close()
