@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from qwen_audio_train.config.runtime import RuntimeConfig
 
@@ -298,9 +298,7 @@ class Watchdog:
 def _own_connection() -> Any:
     """A second client of the store that the process group met in: the group's own is locked while it waits."""
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = torch._C._distributed_c10d.TCPStore(
-        *place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_STORE_SECONDS)
-    )
+    store = TCPStore(*place, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_STORE_SECONDS))
     # After a restart by the launcher the store may still hold the notes of the processes before.
     return PrefixStore(f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
