@@ -1,6 +1,6 @@
 """Every rank makes the same module calls whatever its batch holds: mixed batches at random under ZeRO-3, no hang.
 
-MIXED_STEPS=250 takes 1,000 batches (four a step); the suite takes fewer.
+1,000 batches, four a step, on two ranks; MIXED_STEPS and MIXED_RANKS (2 or 4) take others.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from tests import sets
 from tests.recipes.mixed import KINDS, KINDS_MET
 from tests.recipes.test_distributed import ROOT, SETTINGS, TORCHRUN, free_port
 
-STEPS = int(os.environ.get("MIXED_STEPS", "50"))
-SECONDS = 120 + 4 * STEPS
+STEPS = int(os.environ.get("MIXED_STEPS", "250"))
+RANKS = int(os.environ.get("MIXED_RANKS", "2"))
+SECONDS = 120 + 2 * STEPS
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(2 * SECONDS)]
 
 
@@ -32,6 +33,11 @@ def folder(tmp_path_factory):
     save_built(model, processor, folder / "model")
     sets.chat_set(folder / "set")
     return folder
+
+
+def torchrun():
+    """Begins a command on all ranks."""
+    return [TORCHRUN[0], "--nproc-per-node", str(RANKS), "--master-port", free_port()]
 
 
 def run(folder, name, launcher, *words, steps=STEPS):
@@ -56,16 +62,15 @@ def losses(folder, name):
 
 
 def test_mixed_batches_under_zero3_end_and_equal_one_process(folder):
-    ranks = [*TORCHRUN, free_port()]
-    done = run(folder, "zero3", ranks, "runtime=zero3", "runtime.device=cpu", "runtime.hang_seconds=60")
+    done = run(folder, "zero3", torchrun(), "runtime=zero3", "runtime.device=cpu", "runtime.hang_seconds=60")
     assert done.returncode == 0, done.stderr[-4000:]
     assert not (folder / "zero3" / "hangs").exists()
-    met = [(folder / f"zero3-kinds-{rank}").read_text().splitlines() for rank in range(2)]
-    assert set(met[0]) == set(met[1]) == set(KINDS)
+    met = [(folder / f"zero3-kinds-{rank}").read_text().splitlines() for rank in range(RANKS)]
+    assert all(set(kinds) == set(KINDS) for kinds in met)
     silent = ("text", "empty")
-    apart = sum((one in silent) != (other in silent) for one, other in zip(*met, strict=True))
+    apart = sum((one in silent) != (other in silent) for one, other in zip(*met[:2], strict=True))
     assert apart > len(met[0]) / 4, "often one rank has audio and the other none"
-    assert len(met[0]) + len(met[1]) == 4 * STEPS
+    assert sum(map(len, met)) == 4 * STEPS
     alone = run(folder, "single", [sys.executable])
     assert alone.returncode == 0, alone.stderr[-4000:]
     assert len(losses(folder, "single")) == STEPS
@@ -76,8 +81,9 @@ def test_mixed_batches_under_zero3_end_and_equal_one_process(folder):
 def test_a_builder_that_leaves_the_dummy_clip_out_is_caught(folder):
     limits = ["runtime.hang_seconds=5", "runtime.hang_exit_seconds=15"]
     started = time.monotonic()
-    ranks = [*TORCHRUN, free_port()]
-    done = run(folder, "careless", ranks, "--without-dummy", "runtime=zero3", "runtime.device=cpu", *limits, steps=20)
+    done = run(
+        folder, "careless", torchrun(), "--without-dummy", "runtime=zero3", "runtime.device=cpu", *limits, steps=20
+    )
     assert done.returncode != 0
     assert time.monotonic() - started < SECONDS / 2
     is_named = "nothing has moved" in done.stderr and f"exit code {HANG_EXIT_CODE}" in done.stderr
