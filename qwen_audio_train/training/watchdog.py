@@ -75,9 +75,13 @@ class Note:
     beat: int
     """Counts what this rank has said: a rank that lives says more."""
 
+    @property
+    def who(self) -> str:
+        """For people who want to look at it."""
+        return f"rank {self.rank} (host {self.host}, process {self.pid})"
+
     def __str__(self) -> str:
-        where = f"rank {self.rank} (host {self.host}, process {self.pid})"
-        return f"{where}: step {self.step}, phase {self.phase}, for {self.age_seconds:.0f} s"
+        return f"{self.who}: step {self.step}, phase {self.phase}, for {self.age_seconds:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,11 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.silent or self.missing:
-            lost = [f"{note}; it does not answer (stopped, or its host is lost)" for note in self.silent]
+            lost = [
+                f"{note.who}, which does not answer (stopped, or its host is lost); last heard in step {note.step}, "
+                f"phase {note.phase}"
+                for note in self.silent
+            ]
             lost += [f"rank {rank}: never came to the first step" for rank in self.missing]
             return "everybody waits for " + "; ".join(lost)
         if len(self.behind) < len(self.speaking):

