@@ -46,5 +46,9 @@ class CheckpointError(QwenAudioTrainError):
     """A checkpoint is missing, incomplete, or belongs to another run."""
 
 
+class DivergedError(QwenAudioTrainError):
+    """Too many steps gave a loss or gradient that cannot be applied."""
+
+
 class ExportError(QwenAudioTrainError):
     """An export could not be made or did not survive reloading in stock libraries."""

@@ -28,3 +28,8 @@ class RuntimeConfig:
     """CPU threads a process; 0 keeps torch's default."""
     deterministic: bool = True
     """Ask torch for deterministic kernels (warns where there is none)."""
+    hang_seconds: float = 900.0
+    """No rank has moved for so long: the watchdog names the rank and the phase that all wait for, and dumps stacks.
+    More than the longest single phase (first compile, save); 0 turns it off."""
+    hang_exit_seconds: float = 1800.0
+    """And for so long: the run ends by a non-zero exit code, for the launcher to start again; 0 never does."""

@@ -14,6 +14,7 @@ from qwen_audio_train.config.optim import OptimConfig
 from qwen_audio_train.config.preference import LOSS_TYPES, PreferenceConfig, Reference
 from qwen_audio_train.config.remote import remote_problems
 from qwen_audio_train.config.run import RunConfig
+from qwen_audio_train.config.runtime import RuntimeConfig
 from qwen_audio_train.config.sets import set_problems
 from qwen_audio_train.config.stages import (
     DpoConfig,
@@ -49,6 +50,7 @@ def _stage(config: StageConfig) -> Iterator[str]:
     yield from knob_problems(config)
     yield from _batching(config)
     yield from _counts(config)
+    yield from _hangs(config.runtime)
     if isinstance(config, DpoConfig):
         yield from _preference(config.preference)
         if config.preference.reference is Reference.stored:
@@ -139,6 +141,15 @@ def _counts(config: StageConfig) -> Iterator[str]:
         yield f"tracking.peak_tflops={peak} must be above 0, or null to look the GPU up by its name"
 
 
+def _hangs(runtime: RuntimeConfig) -> Iterator[str]:
+    hang, end = runtime.hang_seconds, runtime.hang_exit_seconds
+    for name, value in (("hang_seconds", hang), ("hang_exit_seconds", end)):
+        if value < 0:
+            yield f"runtime.{name}={value} must be above 0, or 0 to turn it off"
+    if 0 < end <= hang or (end > 0 and hang == 0):
+        yield f"runtime.hang_exit_seconds={end} must be above runtime.hang_seconds={hang}, which comes first; or 0"
+
+
 def _optim(optim: OptimConfig) -> Iterator[str]:
     if optim.learning_rate <= 0:
         yield f"optim.learning_rate={optim.learning_rate} must be above 0"
@@ -149,6 +160,13 @@ def _optim(optim: OptimConfig) -> Iterator[str]:
             yield f"optim.{name}={getattr(optim, name)} must lie in [0, 1)"
     if optim.warmup_steps < 0:
         yield f"optim.warmup_steps={optim.warmup_steps} must be 0 or more"
+    for name in ("max_skipped_consecutive", "spike_window_steps"):
+        if getattr(optim, name) < 1:
+            yield f"optim.{name}={getattr(optim, name)} must be at least 1"
+    if not 0 <= optim.max_skipped_share <= 1:
+        yield f"optim.max_skipped_share={optim.max_skipped_share} must lie in [0, 1]"
+    if optim.spike_factor != 0 and optim.spike_factor <= 1:
+        yield f"optim.spike_factor={optim.spike_factor} must be above 1, or 0 to look for no spikes"
 
 
 def _preference(preference: PreferenceConfig) -> Iterator[str]:
@@ -177,6 +195,10 @@ def _deepspeed(path: Path) -> Iterator[str]:
         return
     if "zero_optimization" not in settings:
         yield f"runtime.deepspeed={path} has no 'zero_optimization' section"
+    elif settings["zero_optimization"].get("stage") not in (1, 2, 3):
+        yield f"runtime.deepspeed={path}: zero_optimization.stage must be 1, 2 or 3; without DeepSpeed, runtime=auto"
+    if settings.get("bf16", {}).get("check_grad_overflow") is False:
+        yield f"runtime.deepspeed={path} turns bf16.check_grad_overflow off: a gradient of NaN would be applied"
 
 
 def _evaluation(evaluation: EvaluationConfig, *, model: str | None) -> Iterator[str]:

@@ -85,20 +85,22 @@ class BatchBuilder:
         rows: list[Rendered | RenderedPair] = []
         clips: list[list[ClipInput]] = []
         usable = []
+        origins = []
         for draw, record, rendered in zip(draws, records, renders, strict=True):
             read = None
             if record is not None and rendered is not None:
                 read = made.attempt(draw, self._clips, draw, record, rendered)
             usable.append(read is not None)
-            if read is not None and rendered is not None:
+            if record is not None and rendered is not None and read is not None:
                 rows.append(rendered)
                 clips.append(read)
+                origins.append(record.origin)
         if self.is_preference:
             batch, sizes = self.collator.pairs([row for row in rows if isinstance(row, RenderedPair)], clips)
             batch |= self._reference([draw for draw, is_usable in zip(draws, usable, strict=True) if is_usable])
         else:
             batch, sizes = self.collator.rows([row for row in rows if isinstance(row, Rendered)], clips)
-        return MicroBatch(batch, sizes=sizes, usable=usable, failures=made.failures)
+        return MicroBatch(batch, sizes=sizes, usable=usable, failures=made.failures, origins=origins)
 
     def prefetch(self, draws: Sequence[Draw]) -> None:
         """Hint that these draws are built next: sets at URLs fetch what they will be asked for. Returns at once."""
@@ -278,6 +280,10 @@ class PlannedBatches:
     def position(self, step: int) -> str:
         """Where a checkpoint after ``step`` taken steps stands, as JSON."""
         return self.plan.position_at(self._index(step), step).to_json()
+
+    def plan_step(self, step: int) -> int:
+        """Number in the plan, as ``data.skip_steps`` counts, of the ``step``-th step (from 1) that the run takes."""
+        return self._index(step) - 1
 
     def epoch_after(self, step: int) -> float:
         """Epochs of the mixture behind ``step`` taken steps."""

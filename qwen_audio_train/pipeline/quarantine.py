@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_audio_train.errors import SampleError, ShardError
-from qwen_audio_train.samples import BatchSizes
+from qwen_audio_train.samples import BatchSizes, Origin
 
 QUARANTINE_FILE = "quarantine.jsonl"
 LEAST_SAMPLES_JUDGED = 10_000
@@ -59,12 +59,15 @@ class MicroBatch(dict[str, Any]):
         sizes: BatchSizes | None = None,
         usable: Sequence[bool] = (),
         failures: Sequence[Failure] = (),
+        origins: Sequence[Origin] = (),
     ) -> None:
         super().__init__(batch)
         self.sizes = sizes or BatchSizes()
         self.usable = tuple(usable)
         """One entry a slot of the bin, in its order."""
         self.failures = tuple(failures)
+        self.origins = tuple(origins)
+        """Of the samples that are in it, in the order of their rows."""
 
 
 @dataclass(frozen=True, slots=True)

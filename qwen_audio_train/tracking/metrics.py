@@ -25,6 +25,7 @@ METRIC_NAMES: dict[str, str] = {
     "peak_device_memory_gib": "most GPU memory allocated at a time by the first rank, GiB (CUDA)",
     "peak_process_memory_gib": "largest resident set of the first rank since it started, GiB (CPU)",
     "quarantined_samples": "samples that could not be used since the process started, over all ranks",
+    "skipped_steps": "steps of the run that could not be applied: a loss or gradient that is no number, or a spike",
     "rewards/accuracies": "share of pairs whose chosen answer has the higher implicit reward (trl)",
     "rewards/margins": "mean reward of chosen minus rejected (trl)",
     "rewards/chosen": "mean implicit reward beta * (log pi - log pi_ref) of the chosen answers (trl)",

@@ -30,6 +30,7 @@ from qwen_audio_train.training.device_limits import peak_tflops
 from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
 from qwen_audio_train.training.runtime import Ranks
 from qwen_audio_train.training.throughput import Price, Throughput
+from qwen_audio_train.training.watchdog import Watchdog
 
 MIXTURE_FILE = "mixture.txt"
 
@@ -81,6 +82,7 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
     Raises:
         KeyboardInterrupt: a signal asked to stop; a checkpoint was saved.
     """
+    trainer.guard.optim = config.optim
     checkpoint = newest_checkpoint(config, trainer.batches)
     run_dir = Path(config.run.dir)
     trainer.throughput = throughput(trainer, config, ranks)
@@ -91,9 +93,12 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         start_step = trainer.batches.start_step
         writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
     trainer.add_callback(Progress(title, writer, shows_bar=config.tracking.progress_bar))
+    trainer.watchdog = Watchdog.of(config.runtime, run_dir, rank=ranks.rank, world=ranks.world)
+    trainer.watchdog.start()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     finally:
+        trainer.watchdog.stop()
         trainer.stopper.release()
     if writer is not None:
         writer.close()

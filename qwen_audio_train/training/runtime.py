@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ import transformers
 
 from qwen_audio_train.config.runtime import Device, RuntimeConfig
 from qwen_audio_train.errors import ConfigError
+
+_AFTER_WATCHDOG_SECONDS = 300.0
+_TIMEOUT_WITHOUT_WATCHDOG = timedelta(seconds=1800)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,12 @@ def start(runtime: RuntimeConfig, *, seed: int) -> Ranks:
     if not uses_cpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "gloo" if uses_cpu else "nccl"
+    _keep_collectives()
+    timeout = collective_timeout(runtime)
     if runtime.deepspeed is not None:
-        _start_deepspeed(backend, uses_cpu=uses_cpu)
+        _start_deepspeed(backend, timeout, uses_cpu=uses_cpu)
     elif world > 1 and not dist.is_initialized():
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     rank = dist.get_rank() if dist.is_initialized() else 0
     _seed(seed, deterministic=runtime.deterministic)
     _quieten(rank)
@@ -73,7 +79,22 @@ def check_world(world: int, bins_per_step: int) -> None:
         )
 
 
-def _start_deepspeed(backend: str, *, uses_cpu: bool) -> None:
+def collective_timeout(runtime: RuntimeConfig) -> timedelta:
+    """How long a collective may take before the backend ends the process: after the watchdog has named the culprit and,
+    where it is to, has ended the run.
+    """
+    last_seconds = max(runtime.hang_seconds, runtime.hang_exit_seconds)
+    return timedelta(seconds=last_seconds + _AFTER_WATCHDOG_SECONDS) if last_seconds else _TIMEOUT_WITHOUT_WATCHDOG
+
+
+def _keep_collectives() -> None:
+    """torch's flight recorder keeps the last collectives (NCCL), and dumps them when one times out."""
+    # The older name of the first is what torch reads where the newer is not set.
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", os.environ.get("TORCH_NCCL_TRACE_BUFFER_SIZE", "20000"))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+
+
+def _start_deepspeed(backend: str, timeout: timedelta, *, uses_cpu: bool) -> None:
     # A single process without a launcher is a world of one.
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
@@ -85,7 +106,7 @@ def _start_deepspeed(backend: str, *, uses_cpu: bool) -> None:
     if uses_cpu:
         # Its shared-memory collective is compiled at first use (about 40 s and a compiler); gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
 
 
 def _seed(seed: int, *, deterministic: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import Qwen2AudioForConditionalGeneration, Trainer, TrainingArguments
@@ -29,6 +30,37 @@ def test_signatures_of_what_we_override():
     assert parameters("log") == ["self", "logs", "start_time"]
     assert parameters("compute_loss") == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
     assert parameters("floating_point_ops") == ["self", "inputs"]
+    assert parameters("_get_grad_norm") == ["self", "model", "grad_norm"]
+
+
+def test_the_norm_is_asked_for_before_the_optimiser_and_the_schedule_waits_for_the_optimiser():
+    source = inspect.getsource(Trainer._run_epoch)
+    order = [
+        "self._tr_loss += tr_loss_step",
+        "grad_norm = self._get_grad_norm(model, grad_norm=grad_norm)",
+        "self.optimizer.step()",
+        "if not self.accelerator.optimizer_step_was_skipped:",
+        "self.lr_scheduler.step()",
+    ]
+    places = [source.index(line) for line in order]
+    assert places == sorted(places)
+    assert "self.accelerator.backward(loss, **kwargs)" in inspect.getsource(Trainer.training_step)
+    assert "return self._is_overflow" in inspect.getsource(AcceleratedOptimizer.step_was_skipped.fget)
+    assert "if self.control.should_log and self.state.global_step > self._globalstep_last_logged" in inspect.getsource(
+        Trainer._maybe_log_save_evaluate
+    )
+
+
+def test_adamw_leaves_a_parameter_without_a_gradient_and_its_state_alone():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    before = (weight.detach().clone(), *(tensor.clone() for tensor in optimizer.state[weight].values()))
+    weight.grad = None
+    optimizer.step()
+    after = (weight.detach(), *optimizer.state[weight].values())
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_a_checkpoint_goes_where_get_output_dir_says():

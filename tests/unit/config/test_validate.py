@@ -106,6 +106,20 @@ RULES: list[tuple[str, dict[str, Any], str, str]] = [
     ("dpo", {"preference.loss_types": []}, "preference.loss_types is empty", "[sigmoid]"),
     ("dpo", {"preference.loss_types": ["sigmoidal"]}, "preference.loss_types has unknown sigmoidal", "known: sigmoid"),
     ("dpo", {"preference.loss_weights": [1.0, 2.0]}, "preference.loss_weights has 2 entries for 1", "one each"),
+    ("pretrain", {"optim.max_skipped_consecutive": 0}, "optim.max_skipped_consecutive=0", "at least 1"),
+    ("pretrain", {"optim.max_skipped_share": 1.5}, "optim.max_skipped_share=1.5", "[0, 1]"),
+    ("pretrain", {"optim.spike_factor": 0.5}, "optim.spike_factor=0.5", "above 1, or 0"),
+    ("pretrain", {"optim.spike_window_steps": 0}, "optim.spike_window_steps=0", "at least 1"),
+    ("pretrain", {"runtime.hang_seconds": -1.0, "runtime.hang_exit_seconds": 0.0}, "runtime.hang_seconds=-1.0", "0 to"),
+    ("pretrain", {"runtime.hang_exit_seconds": 900.0}, "runtime.hang_exit_seconds=900.0", "comes first"),
+    ("pretrain", {"runtime.hang_seconds": 0.0}, "runtime.hang_exit_seconds=1800.0", "comes first; or 0"),
+    ("pretrain", {"runtime.deepspeed": "{here}/zero0.json"}, "runtime.deepspeed={here}/zero0.json: zero_", "1, 2 or 3"),
+    (
+        "pretrain",
+        {"runtime.deepspeed": "{here}/unchecked.json"},
+        "runtime.deepspeed={here}/unchecked.json turns bf16.check_grad_overflow off",
+        "would be applied",
+    ),
     ("pretrain", {"runtime.deepspeed": "/nowhere.json"}, "runtime.deepspeed=/nowhere.json does not exist", "configs/"),
     ("pretrain", {"runtime.deepspeed": "{here}/bad.json"}, "runtime.deepspeed={here}/bad.json is not JSON", "JSON"),
     ("pretrain", {"runtime.deepspeed": "{here}/empty.json"}, "runtime.deepspeed={here}/empty.json has no", "zero_opt"),
@@ -143,7 +157,7 @@ def change(config: Any, path: str, value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory) -> Path:
-    """A folder with a described set and three DeepSpeed files."""
+    """A folder with a described set and DeepSpeed files."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "set").mkdir()
     (folder / "set" / "dataset.json").write_text("{}")
@@ -152,6 +166,9 @@ def here(tmp_path_factory) -> Path:
     (folder / "bad.json").write_text("{")
     (folder / "empty.json").write_text("{}")
     (folder / "zero2.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    (folder / "zero0.json").write_text(json.dumps({"zero_optimization": {"stage": 0}}))
+    unchecked = {"zero_optimization": {"stage": 2}, "bf16": {"check_grad_overflow": False}}
+    (folder / "unchecked.json").write_text(json.dumps(unchecked))
     return folder
 
 
