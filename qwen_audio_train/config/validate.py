@@ -130,6 +130,9 @@ def _counts(config: StageConfig) -> Iterator[str]:
     ):
         if value < 1:
             yield f"{name}={value} must be at least 1"
+    every, kept = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
+    if kept < 0 or (every > 0 and kept % every):
+        yield f"checkpoint.keep_every_steps={kept} must be 0 or a multiple of checkpoint.every_steps={every}"
 
 
 def _optim(optim: OptimConfig) -> Iterator[str]:

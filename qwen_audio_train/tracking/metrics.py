@@ -14,6 +14,7 @@ METRIC_NAMES: dict[str, str] = {
     "quarantined_samples": "samples that could not be used since the process started, over all ranks",
     "padding": "share of the language-model positions since the last line that were padding",
     "data_seconds": "wall seconds this rank waited for batches since the last line",
+    "save_seconds": "wall seconds that training stood still for checkpoints since the last line, on the first rank",
     "step_seconds": "mean wall seconds of a step since the last line",
     "rewards/accuracies": "share of pairs whose chosen answer has the higher implicit reward (trl)",
     "rewards/margins": "mean reward of chosen minus rejected (trl)",

@@ -14,14 +14,15 @@ from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.config.stages import StageConfig
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.model.trainable import count_parameters
-from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.pipeline.sources import open_sources
 from qwen_audio_train.tracking.run_folder import open_run_folder
 from qwen_audio_train.tracking.writer import MetricWriter
 from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
-from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
+from qwen_audio_train.training.planned import PlannedTraining
+from qwen_audio_train.training.resuming import newest_checkpoint, ready_to_load
 from qwen_audio_train.training.runtime import Ranks
+from qwen_audio_train.training.saving import POSITION_FILE
 
 MIXTURE_FILE = "mixture.txt"
 
@@ -49,20 +50,22 @@ def open_run(config: StageConfig, ranks: Ranks) -> None:
     ranks.wait()
 
 
-def newest_checkpoint(config: StageConfig, batches: PlannedBatches) -> Path | None:
-    """The checkpoint to resume from, or None; tells the batches where to start.
+def checkpoint_to_resume(config: StageConfig, trainer: PlannedTraining, ranks: Ranks) -> Path | None:
+    """The folder to resume from, or None; tells the batches where to start. A collective.
 
     Raises:
-        CheckpointError: the run's newest whole checkpoint followed another plan.
+        CheckpointError: the run's newest whole checkpoint followed another plan or was sharded another way.
         ConfigError: ``checkpoint.resume=false`` and the folder holds checkpoints.
     """
-    checkpoint = publish.newest_whole(Path(config.run.dir) / CHECKPOINTS)
+    checkpoint = newest_checkpoint(Path(config.run.dir) / CHECKPOINTS, ranks)
     if checkpoint is None:
         return None
     if not config.checkpoint.resume:
         raise ConfigError(f"checkpoint.resume=false, but {checkpoint} exists: choose another run.dir, or delete it")
-    batches.resume((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
-    return checkpoint
+    trainer.batches.resume((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
+    if ranks.is_first:
+        logger.warning("Resuming from %s", checkpoint)
+    return ready_to_load(checkpoint, trainer, ranks)
 
 
 def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title: str) -> None:
@@ -71,19 +74,21 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
     Raises:
         KeyboardInterrupt: a signal asked to stop; a checkpoint was saved.
     """
-    checkpoint = newest_checkpoint(config, trainer.batches)
+    checkpoint = checkpoint_to_resume(config, trainer, ranks)
     run_dir = Path(config.run.dir)
     writer = None
     if ranks.is_first:
-        _announce(trainer, checkpoint)
+        _announce(trainer)
         (run_dir / MIXTURE_FILE).write_text(trainer.batches.table + "\n", encoding="utf-8")
         start_step = trainer.batches.start_step
         writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
     trainer.add_callback(Progress(title, writer, shows_bar=config.tracking.progress_bar))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        trainer.saver.settle()
     finally:
         trainer.stopper.release()
+        trainer.saver.leave()
     if writer is not None:
         writer.close()
     if trainer.state.global_step < trainer.batches.num_steps:
@@ -107,13 +112,11 @@ def save_final(trainer: PlannedTraining, processor: Any, config: StageConfig, ra
     return final
 
 
-def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
+def _announce(trainer: PlannedTraining) -> None:
     counts = count_parameters(trainer.model)
     for tower, (trained, total) in counts.items():
         logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
     batches = trainer.batches
     logger.warning("%s\n%s steps in all", batches.table, f"{batches.num_steps:,}")
-    if checkpoint is not None:
-        logger.warning("Resuming from %s", checkpoint)
     for segment in batches.plan.segments[1:]:
         logger.warning("From window %s on: %s", segment.first_window, "; ".join(segment.changed) or "nothing changed")

@@ -18,9 +18,11 @@ from transformers import TrainerCallback
 from qwen_audio_train.errors import CheckpointError, ConfigError
 from qwen_audio_train.pipeline.batches import BatchBuilder
 from qwen_audio_train.tracking.writer import read_metrics
-from qwen_audio_train.training.run import newest_checkpoint
+from qwen_audio_train.training.run import checkpoint_to_resume
+from qwen_audio_train.training.runtime import Ranks
 
 STEPS = 6
+ALONE = Ranks(rank=0, world=1, uses_cpu=True)
 # The preference loss switches dropout off by default; here it is wanted.
 OVERRIDES = {
     "pretrain": ("trainable=all", "data.num_wordings=4"),
@@ -173,7 +175,7 @@ def test_a_signal_stops_at_a_step_with_a_checkpoint_and_the_run_goes_on_from_it(
         recorder.run(stage, tmp_path, InterruptAt(2, number))
     assert signal.getsignal(number) is handler, "the handler is handed back"
     # Ranks agree when the next step's items are counted, so one more step is taken.
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["checkpoint-2", "checkpoint-3"]
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("*-*"))] == ["checkpoint-2", "checkpoint-3"]
     assert_goes_on_alike(unbroken(stage), recorder.run(stage, tmp_path), 3)
 
 
@@ -209,7 +211,7 @@ def test_resuming_another_plan_is_refused_with_what_changed(recorder, unbroken, 
     config = recorder.config("sft", folder, override)
     trainer = recorder.workshop.trainer("sft", config)
     with pytest.raises(CheckpointError, match=says):
-        newest_checkpoint(config, trainer.batches)
+        checkpoint_to_resume(config, trainer, ALONE)
 
 
 def test_resuming_can_be_forbidden(recorder, unbroken, tmp_path):
@@ -217,7 +219,7 @@ def test_resuming_can_be_forbidden(recorder, unbroken, tmp_path):
     config = recorder.config("sft", folder, "checkpoint.resume=false")
     trainer = recorder.workshop.trainer("sft", config)
     with pytest.raises(ConfigError, match=r"checkpoint\.resume=false, but .*checkpoint-4 exists"):
-        newest_checkpoint(config, trainer.batches)
+        checkpoint_to_resume(config, trainer, ALONE)
 
 
 def test_a_run_killed_before_its_result_was_saved_takes_no_further_step(recorder, unbroken, tmp_path):
