@@ -11,11 +11,14 @@ import errno
 import os
 import pathlib
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,23 +75,65 @@ class NoRoom:
 
     def __call__(self, rank: int) -> None:
         """Install."""
-        if rank != self.rank:
-            return
-        from qwen_audio_train.training.saving import Saver
+        if rank == self.rank:
+            around_save(self.step, self._limited)
 
-        save = Saver.save
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        def saving(saver: Any) -> None:
-            if saver._trainer.state.global_step != self.step:
-                return save(saver)
-            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, limits[1]))
-            try:
-                return save(saver)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        Saver.save = saving  # type: ignore[method-assign]
+@dataclass(frozen=True)
+class FullDisk:
+    """The file system of ``folder`` has so many bytes left while the save of a step runs."""
+
+    folder: Path
+    step: int
+    bytes: int
+
+    def __call__(self, rank: int) -> None:
+        """Install."""
+        if rank == 0:
+            around_save(self.step, self._filled)
+
+    @contextmanager
+    def _filled(self) -> Iterator[None]:
+        ballast = self.folder / "ballast"
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(self.folder).free - self.bytes))
+        try:
+            yield
+        finally:
+            ballast.unlink()
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """``folder`` cannot be written while the save of a step runs. Needs the right to mount."""
+
+    folder: Path
+    step: int
+
+    def __call__(self, rank: int) -> None:
+        """Install."""
+        if rank == 0:
+            around_save(self.step, lambda: read_only(self.folder))
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder that nobody can write, root neither."""
+    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @dataclass(frozen=True)
@@ -132,6 +177,23 @@ class OneStepOff:
             batches._start = replace(later, taken=batches._start.taken)
 
         PlannedBatches.resume = resuming  # type: ignore[method-assign]
+
+
+def around_save(step: int, around: Callable[[], AbstractContextManager[None]]) -> None:
+    """Hold this rank's save of a step, and nothing of the one before, in a context."""
+    from qwen_audio_train.training.saving import Saver
+
+    save = Saver.save
+
+    def saving(saver: Any) -> None:
+        if saver._trainer.state.global_step != step:
+            save(saver)
+            return
+        saver.settle()
+        with around():
+            save(saver)
+
+    Saver.save = saving  # type: ignore[method-assign]
 
 
 def before_step(step: int, strike: Callable[[], None]) -> None:

@@ -51,6 +51,8 @@ def start(
     prepare: Callable[[int], None] | None = None,
 ) -> list[Any]:
     """Processes of one run, in the order of their ranks. ``prepare(rank)`` is called in each before it begins."""
+    # The server leaves out what it cannot import, without a word: it must find this folder wherever we are.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -91,8 +93,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 def keys(run_dir: Path) -> dict[int, list[Any]]:
     """Step -> its bins, as the plan numbers them, whatever the number of ranks was; of a repeated step, the later."""
     steps: dict[int, dict[int, Any]] = {}
-    lines = [json.loads(line) for path in run_dir.glob("keys-*.jsonl") for line in whole_lines(path)]
-    for line in sorted(lines, key=lambda line: line["start"]):
+    for line in key_lines(run_dir):
         bins = steps.setdefault(line["step"], {})
         if bins and bins.get("start") != line["start"]:
             bins.clear()
@@ -100,6 +101,12 @@ def keys(run_dir: Path) -> dict[int, list[Any]]:
         for number, samples in enumerate(line["bins"]):
             bins[number * line["world"] + line["rank"]] = samples
     return {step: [bins[number] for number in sorted(k for k in bins if k != "start")] for step, bins in steps.items()}
+
+
+def key_lines(run_dir: Path) -> list[dict[str, Any]]:
+    """All steps that all ranks of all starts began, in the order of the starts."""
+    lines = [json.loads(line) for path in run_dir.glob("keys-*.jsonl") for line in whole_lines(path)]
+    return sorted(lines, key=lambda line: line["start"])
 
 
 def whole_lines(path: Path) -> list[str]:
@@ -145,7 +152,7 @@ def _record_keys(path: Path, whose: dict[str, Any]) -> None:
     def getting(trainer: Any, *arguments: Any) -> Any:
         bins.clear()
         got = get(trainer, *arguments)
-        line = {"step": trainer.state.global_step + 1, **whose, "bins": bins}
+        line = {"step": trainer.state.global_step + 1, "time": time.time(), **whose, "bins": bins}
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         return got
