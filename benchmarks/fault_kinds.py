@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from tests import fault_hooks, rank_runs
 
 STOPPED_SECONDS = 3.0
 TMPFS_BYTES = 64 << 20
+_RANDOM = random.Random(5)
 
 
 def kill_at_operations(
@@ -58,8 +60,10 @@ def kill_one_rank(runs: Runs, report: Report, case: Case, *, ranks: Iterable[int
     for rank in ranks:
         for step in steps:
             run_dir = runs.new_folder()
-            others = end_after_first_death(runs.start(case, run_dir, fault_hooks.AtStep(rank, step)))
-            fault = f"SIGKILL of rank {rank} in step {step}"
+            seconds = _RANDOM.choice((0.0, 0.02, 0.1))
+            kill = fault_hooks.AtStep(rank, step, seconds=seconds)
+            others = end_after_first_death(runs.start(case, run_dir, kill))
+            fault = f"SIGKILL of rank {rank}, {seconds} s from the beginning of step {step}"
             least = _settled(run_dir)
             runs.go_on(fault, case, run_dir, report, least_step=least, others_ended_after_seconds=round(others, 1))
 

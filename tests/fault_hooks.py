@@ -45,7 +45,7 @@ class AtOperation:
 
 @dataclass(frozen=True)
 class AtStep:
-    """Send a signal when a step begins (``within_seconds`` later at most, by its number: no clock decides)."""
+    """Send a signal when a step begins, or a while later."""
 
     rank: int
     step: int

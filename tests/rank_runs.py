@@ -29,7 +29,7 @@ SETTINGS = [
     "tracking.progress_bar=false",
     "optim.warmup_steps=0",
     "optim.learning_rate=1e-3",
-    "optim.weight_decay=0.1",
+    "optim.weight_decay=10",
     "runtime.device=cpu",
 ]
 """Weight decay is large, so that parameters that must have none of it would show."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import Trainer
 from qwen_audio_train.checkpoint import manifest, publish, universal
 from qwen_audio_train.config.model import ModelConfig, Precision
 from qwen_audio_train.model.load import is_adapter, load_model
+from qwen_audio_train.tracking.run_folder import ENVIRONMENT_FILE, installed_packages
 from qwen_audio_train.training.runtime import Ranks
 from qwen_audio_train.training.saving import zero_stage
 
@@ -81,6 +83,18 @@ def newest_checkpoint(folder: Path, ranks: Ranks) -> Path | None:
         dist.broadcast(told, src=0)
         step = int(told)
     return None if step < 0 else publish.checkpoint_folder(folder, step)
+
+
+def warn_of_other_versions(checkpoint: Path) -> None:
+    """An upgrade in the middle of a run can change what it learns, and nobody would look there."""
+    path = checkpoint / ENVIRONMENT_FILE
+    if not path.is_file():
+        return
+    was = json.loads(path.read_text(encoding="utf-8"))["packages"]
+    now = installed_packages()
+    changed = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
+    if changed:
+        logger.warning("%s was written with other versions: %s", checkpoint, "; ".join(changed))
 
 
 def ready_to_load(checkpoint: Path, trainer: Any, ranks: Ranks) -> Path:

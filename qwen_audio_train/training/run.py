@@ -20,7 +20,7 @@ from qwen_audio_train.tracking.writer import MetricWriter
 from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
 from qwen_audio_train.training.planned import PlannedTraining
-from qwen_audio_train.training.resuming import newest_checkpoint, ready_to_load
+from qwen_audio_train.training.resuming import newest_checkpoint, ready_to_load, warn_of_other_versions
 from qwen_audio_train.training.runtime import Ranks
 from qwen_audio_train.training.saving import POSITION_FILE
 
@@ -65,6 +65,7 @@ def checkpoint_to_resume(config: StageConfig, trainer: PlannedTraining, ranks: R
     trainer.batches.resume((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
     if ranks.is_first:
         logger.warning("Resuming from %s", checkpoint)
+        warn_of_other_versions(checkpoint)
     return ready_to_load(checkpoint, trainer, ranks)
 
 

@@ -3,6 +3,7 @@ that the state of the random generators matters too."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -15,9 +16,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from qwen_audio_train.checkpoint import manifest
 from qwen_audio_train.errors import CheckpointError, ConfigError
 from qwen_audio_train.pipeline.batches import BatchBuilder
 from qwen_audio_train.tracking.writer import read_metrics
+from qwen_audio_train.training import resuming
 from qwen_audio_train.training.run import checkpoint_to_resume
 from qwen_audio_train.training.runtime import Ranks
 
@@ -212,6 +215,31 @@ def test_resuming_another_plan_is_refused_with_what_changed(recorder, unbroken, 
     trainer = recorder.workshop.trainer("sft", config)
     with pytest.raises(CheckpointError, match=says):
         checkpoint_to_resume(config, trainer, ALONE)
+
+
+def test_other_versions_are_named(recorder, unbroken, tmp_path, caplog, monkeypatch):
+    folder = broken_after(unbroken("sft"), 4, tmp_path / "broken")
+    config = recorder.config("sft", folder)
+    trainer = recorder.workshop.trainer("sft", config)
+    was = resuming.installed_packages()
+    monkeypatch.setattr(resuming, "installed_packages", lambda: {**was, "torch": "99.0"})
+    with caplog.at_level(logging.WARNING):
+        checkpoint_to_resume(config, trainer, ALONE)
+    assert f"was written with other versions: torch was {was['torch']}, is 99.0" in caplog.text
+
+
+def test_a_checkpoint_holds_all_that_a_run_is(unbroken):
+    """What docs/checkpoints.md lists."""
+    folder = unbroken("pretrain").folder / "checkpoints" / "checkpoint-4"
+    listed = manifest.verify(folder)
+    assert {"config.yaml", "environment.json", "position.json", "trainer_state.json"} <= listed.files.keys()
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= listed.files.keys()
+    assert listed.facts == {"step": 4, "world": 1, "zero_stage": None}
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert [line["step"] for line in history] == [1, 2, 3, 4]
+    assert not (folder / "training_args.bin").exists(), "a pickle"
+    assert all(line["save_seconds"] >= 0 for line in history)
+    assert any(line["save_seconds"] > 0 for line in history)
 
 
 def test_resuming_can_be_forbidden(recorder, unbroken, tmp_path):

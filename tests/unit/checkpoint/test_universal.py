@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from qwen_audio_train.checkpoint import publish, universal
 from qwen_audio_train.errors import CheckpointError
@@ -28,6 +30,21 @@ def test_the_same_sharding_goes_on(stage):
 def test_another_sharding_is_refused_with_what_can_be_done(was, now, says):
     with pytest.raises(CheckpointError, match=says):
         universal.require_convertible(CHECKPOINT, was=was, now=now)
+
+
+def test_loading_is_mended():
+    """One step tensor for all sub-groups, counted up by each; the first group's weight decay in all groups."""
+    weights = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+    groups = [{"params": [weights[0]], "weight_decay": 0.1}, {"params": [weights[1]], "weight_decay": 0.1}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0)
+    step = torch.tensor(5.0)
+    for weight in weights:
+        weight.grad = torch.ones(2)
+        optimizer.state[weight] = {"step": step, "exp_avg": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}
+    universal.mend_loaded(SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer)), (0.1, 0.0))
+    optimizer.step()
+    assert [float(optimizer.state[weight]["step"]) for weight in weights] == [6, 6]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
 def test_a_converter_that_fails_says_why_and_leaves_nothing_whole(tmp_path):
