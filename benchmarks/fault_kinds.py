@@ -27,27 +27,34 @@ _RANDOM = random.Random(5)
 def kill_at_operations(
     runs: Runs, report: Report, case: Case, *, rank: int, every: int = 1, at_most: int | None = None
 ) -> None:
-    """SIGKILL at file operations of all saves of a run."""
-    names = _operations(runs, case, rank)
-    numbers = list(range(1, len(names) + 1, every))
+    """SIGKILL at file operations: all of the last save (which also deletes the first), and every so many of the others.
+
+    ``at_most``: so many of all, evenly.
+    """
+    names = operations(runs, case, rank)
+    last = next(number for number, name in enumerate(names, start=1) if f"step-{STEPS}." in name)
+    numbers = [number for number in range(1, len(names) + 1) if number >= last or number % every == 0]
     if at_most is not None:
         numbers = [numbers[len(numbers) * (2 * k + 1) // (2 * at_most)] for k in range(at_most)]
     for number in numbers:
-        run_dir = runs.new_folder()
-        fault = fault_hooks.AtOperation(run_dir / "checkpoints", rank, number)
-        ranks = runs.start(case, run_dir, fault)
-        others = end_after_first_death(ranks)
+        kill_before(runs, report, case, rank=rank, number=number, names=names)
+
+
+def kill_before(runs: Runs, report: Report, case: Case, *, rank: int, number: int, names: Sequence[str]) -> None:
+    """SIGKILL of one rank before one of its ``operations``, from 1."""
+    run_dir = runs.new_folder()
+    ranks = runs.start(case, run_dir, fault_hooks.AtOperation(run_dir / "checkpoints", rank, number))
+    others = end_after_first_death(ranks)
+    runs.go_on(
+        f"SIGKILL of rank {rank} before operation {number} of {len(names)}: {names[number - 1]}",
+        case,
+        run_dir,
+        report,
+        least_step=_settled(run_dir),
         # A rank that ended by itself had fewer operations: threads do not always flush in the same order.
-        was_killed = ranks[rank].exitcode == -signal.SIGKILL
-        runs.go_on(
-            f"SIGKILL of rank {rank} before operation {number} of {len(names)}: {names[number - 1]}",
-            case,
-            run_dir,
-            report,
-            least_step=_settled(run_dir),
-            was_killed=was_killed,
-            others_ended_after_seconds=round(others, 1),
-        )
+        was_killed=ranks[rank].exitcode == -signal.SIGKILL,
+        others_ended_after_seconds=round(others, 1),
+    )
 
 
 def kill_at_steps(runs: Runs, report: Report, case: Case, *, steps: Iterable[int]) -> None:
@@ -186,7 +193,7 @@ def one_step_off(runs: Runs, report: Report, case: Case) -> None:
     report.add("test of the test: resumed one step off", case, caught=bool(found), differences=found, codes=codes)
 
 
-def _operations(runs: Runs, case: Case, rank: int) -> list[str]:
+def operations(runs: Runs, case: Case, rank: int) -> list[str]:
     """File operations of a rank in all saves of an unbroken run, in words."""
     run_dir = runs.new_folder()
     log = runs.folder / f"{run_dir.name}-operations.txt"

@@ -72,11 +72,14 @@ class BackgroundPublishing:
         self._thread = threading.Thread(target=self._noting, args=(work, *arguments), daemon=True, name="publish")
         self._thread.start()
 
-    def join(self, timeout_seconds: float | None = None) -> None:
-        """Until this rank's share is done."""
+    def join(self, timeout_seconds: float | None = None) -> bool:
+        """Until this rank's share is done; False if it was not in that time."""
         if self._thread is not None:
             self._thread.join(timeout_seconds)
+            if self._thread.is_alive():
+                return False
             self._thread = None
+        return True
 
     def cancel(self) -> None:
         """Some rank's list will not come."""

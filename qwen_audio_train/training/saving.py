@@ -30,6 +30,10 @@ DEEPSPEED_TAG = "global_step"
 _WRITER_MARKS = ("PytorchStreamWriter", "inline_container", "cannot be opened", "No space left")
 """Of the RuntimeError in which torch hides that a file could not be written."""
 
+_LISTS_SECONDS = 2.0
+_FLUSH_SECONDS = 60.0
+"""How long a run that failed waits for the other ranks' lists, and for its own disk."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -83,9 +87,14 @@ class Saver:
         if self._any(failure is not None):
             self._give_up(written)
 
-    def leave(self, timeout_seconds: float = 60.0) -> None:
-        """Let go after an error, when the other ranks may be anywhere: no collective."""
-        self._publishing.join(timeout_seconds)
+    def leave(self) -> None:
+        """Let go after an error, when the other ranks may be anywhere: no collective.
+
+        What is written may still be published; a rank that died hands over nothing, and is not waited for.
+        """
+        if not self._publishing.join(_LISTS_SECONDS):
+            self._publishing.cancel()
+            self._publishing.join(_FLUSH_SECONDS)
 
     def _facts(self, step: int) -> dict[str, Any]:
         trainer = self._trainer
