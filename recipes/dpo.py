@@ -55,7 +55,7 @@ def main(config: DpoRecipeConfig) -> None:
         args=arguments,
         processing_class=processor.tokenizer,
         batches=batches,
-        keep_checkpoints=config.checkpoint.keep_last,
+        checkpoints=config.checkpoint,
     )
     run.train(trainer, config, ranks, title="dpo")
     run.save_final(trainer, processor, config, ranks)

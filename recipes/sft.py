@@ -39,9 +39,7 @@ def main(config: SftConfig) -> None:
     compile_pointwise(model, wanted=config.runtime.compile)
     choose_trainable(model, config.trainable)
     model = with_adapter(model, lora_config(config.adapter, config.trainable))
-    trainer = LikelihoodTrainer(
-        model=model, args=arguments, batches=batches, keep_checkpoints=config.checkpoint.keep_last
-    )
+    trainer = LikelihoodTrainer(model=model, args=arguments, batches=batches, checkpoints=config.checkpoint)
     run.train(trainer, config, ranks, title="sft")
     run.save_final(trainer, processor, config, ranks)
     runtime.stop()

@@ -91,7 +91,7 @@ class Workshop:
         compile_pointwise(model, wanted=config.runtime.compile)
         choose_trainable(model, config.trainable)
         lora = lora_config(config.adapter, config.trainable)
-        shared: dict[str, Any] = {"batches": batches, "keep_checkpoints": config.checkpoint.keep_last}
+        shared: dict[str, Any] = {"batches": batches, "checkpoints": config.checkpoint}
         if stage == "dpo":
             return _dpo_trainer(config, processor, model, lora, arguments, shared)
         from transformers import TrainingArguments

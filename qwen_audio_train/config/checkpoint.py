@@ -11,5 +11,7 @@ class CheckpointConfig:
 
     every_steps: int = 500
     keep_last: int = 2
+    keep_every_steps: int = 0
+    """Keep the checkpoints whose step is a multiple of this, too; 0 keeps none for good."""
     resume: bool = True
     """False refuses to start where checkpoints lie already."""

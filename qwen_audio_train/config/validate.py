@@ -139,6 +139,9 @@ def _counts(config: StageConfig) -> Iterator[str]:
     peak = config.tracking.peak_tflops
     if peak is not None and peak <= 0:
         yield f"tracking.peak_tflops={peak} must be above 0, or null to look the GPU up by its name"
+    every, kept = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
+    if kept < 0 or (every > 0 and kept % every):
+        yield f"checkpoint.keep_every_steps={kept} must be 0 or a multiple of checkpoint.every_steps={every}"
 
 
 def _hangs(runtime: RuntimeConfig) -> Iterator[str]:

@@ -23,8 +23,13 @@ def describe_environment() -> dict[str, object]:
         "machine": f"{platform.system()} {platform.machine()}",
         "git": _git_revision(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": installed_packages(),
     }
+
+
+def installed_packages() -> dict[str, str | None]:
+    """Versions of what decides how a run learns."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def open_run_folder(run_dir: Path, config: object) -> None:

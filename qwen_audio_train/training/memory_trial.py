@@ -182,7 +182,7 @@ def _trainer(config: StageConfig, request: Request, ranks: runtime.Ranks) -> Any
             bins_per_rank=config.batching.bins_per_step // ranks.world,
             quarantine=Quarantine(Path(config.run.dir), Limits(1, 0.0), rank=ranks.rank),
         ),
-        "keep_checkpoints": 1,
+        "checkpoints": config.checkpoint,
     }
     lora = lora_config(config.adapter, config.trainable)
     if isinstance(config, DpoConfig):

@@ -9,27 +9,24 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 
-from qwen_audio_train.checkpoint import publish
-from qwen_audio_train.config.model import ModelConfig, Precision
-from qwen_audio_train.model.load import is_adapter, load_model
+from qwen_audio_train.config.checkpoint import CheckpointConfig
 from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.pipeline.quarantine import MicroBatch
 from qwen_audio_train.samples import BatchSizes
 from qwen_audio_train.training.callbacks.stop import GracefulStop
+from qwen_audio_train.training.resuming import ResumedTraining
+from qwen_audio_train.training.saving import Saver
 from qwen_audio_train.training.step_guard import StepGuard
 from qwen_audio_train.training.throughput import Throughput
 from qwen_audio_train.training.watchdog import Phase, Watchdog
 
-POSITION_FILE = "position.json"
 
-
-class PlannedTraining(Trainer):
+class PlannedTraining(ResumedTraining):
     """Mixin over Trainer (or a Trainer of trl's); ``count_items`` says what a stage's loss is a mean over."""
 
     # Our loss is a share of one mean over the whole step (losses/reduction.py): nobody divides it again.
@@ -38,12 +35,11 @@ class PlannedTraining(Trainer):
     reference_passes = 0
     """Forward passes of a frozen reference that a step's model FLOPs hold."""
 
-    def __init__(self, *args: Any, batches: PlannedBatches, keep_checkpoints: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batches: PlannedBatches, checkpoints: CheckpointConfig, **kwargs: Any) -> None:
         self.batches = batches
-        self.keep_checkpoints = keep_checkpoints
         self.throughput = Throughput()
-        self._staging: Path | None = None
         super().__init__(*args, **kwargs)
+        self.saver = Saver(self, checkpoints)
         self.remove_callback(PrinterCallback)  # the progress bar shows, metrics.jsonl keeps
         self.stopper = GracefulStop()
         self.add_callback(self.stopper)
@@ -159,41 +155,10 @@ class PlannedTraining(Trainer):
         self.state.epoch = self.batches.epoch_after(self.state.global_step)
         super().log(logs, start_time)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights of a checkpoint, all of them.
-
-        The library would hand the file's tensors to ``load_state_dict`` by the names they have there, which are the
-        released layout's, warn that none fits, and train on from where the stage began.
-        """
-        if is_adapter(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        target = self.model if model is None else model
-        precision = Precision(str(target.dtype).removeprefix("torch."))
-        saved = load_model(resume_from_checkpoint, ModelConfig(precision=precision))
-        target.load_state_dict(saved.state_dict())
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else str(super()._get_output_dir(trial))
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's checkpoint plus the plan's position, written aside and published whole."""
+        """A whole checkpoint with the plan's position, published beside the next steps."""
         started = time.perf_counter()
-        step = self.state.global_step
-        folder = Path(self.args.output_dir)
-        staging_root = publish.staging_folder(folder, step)
-        self._staging = staging_root
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.args.process_index == 0:
-            written = staging_root / f"checkpoint-{step}"
-            (written / POSITION_FILE).write_text(self.batches.position(step), encoding="utf-8")
-            publish.publish(written, folder / written.name)
-            publish.retain(folder, self.keep_checkpoints)
-        self.accelerator.wait_for_everyone()
+        self.saver.save()
         self.throughput.saved(time.perf_counter() - started)
 
 

@@ -20,15 +20,16 @@ from qwen_audio_train.model.flops import StepFlops
 from qwen_audio_train.model.knobs import require_bitsandbytes
 from qwen_audio_train.model.span_attention import choose_kernel
 from qwen_audio_train.model.trainable import count_parameters
-from qwen_audio_train.pipeline.batches import PlannedBatches
 from qwen_audio_train.pipeline.sources import open_sources
 from qwen_audio_train.tracking.run_folder import open_run_folder
 from qwen_audio_train.tracking.writer import MetricWriter
 from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
 from qwen_audio_train.training.device_limits import peak_tflops
-from qwen_audio_train.training.planned import POSITION_FILE, PlannedTraining
+from qwen_audio_train.training.planned import PlannedTraining
+from qwen_audio_train.training.resuming import newest_checkpoint, ready_to_load, warn_of_other_versions
 from qwen_audio_train.training.runtime import Ranks
+from qwen_audio_train.training.saving import POSITION_FILE
 from qwen_audio_train.training.throughput import Price, Throughput
 from qwen_audio_train.training.watchdog import Watchdog
 
@@ -60,20 +61,23 @@ def open_run(config: StageConfig, ranks: Ranks) -> None:
     ranks.wait()
 
 
-def newest_checkpoint(config: StageConfig, batches: PlannedBatches) -> Path | None:
-    """The checkpoint to resume from, or None; tells the batches where to start.
+def checkpoint_to_resume(config: StageConfig, trainer: PlannedTraining, ranks: Ranks) -> Path | None:
+    """The folder to resume from, or None; tells the batches where to start. A collective.
 
     Raises:
-        CheckpointError: the run's newest whole checkpoint followed another plan.
+        CheckpointError: the run's newest whole checkpoint followed another plan or was sharded another way.
         ConfigError: ``checkpoint.resume=false`` and the folder holds checkpoints.
     """
-    checkpoint = publish.newest_whole(Path(config.run.dir) / CHECKPOINTS)
+    checkpoint = newest_checkpoint(Path(config.run.dir) / CHECKPOINTS, ranks)
     if checkpoint is None:
         return None
     if not config.checkpoint.resume:
         raise ConfigError(f"checkpoint.resume=false, but {checkpoint} exists: choose another run.dir, or delete it")
-    batches.resume((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
-    return checkpoint
+    trainer.batches.resume((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
+    if ranks.is_first:
+        logger.warning("Resuming from %s", checkpoint)
+        warn_of_other_versions(checkpoint)
+    return ready_to_load(checkpoint, trainer, ranks)
 
 
 def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title: str) -> None:
@@ -83,12 +87,12 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         KeyboardInterrupt: a signal asked to stop; a checkpoint was saved.
     """
     trainer.guard.optim = config.optim
-    checkpoint = newest_checkpoint(config, trainer.batches)
+    checkpoint = checkpoint_to_resume(config, trainer, ranks)
     run_dir = Path(config.run.dir)
     trainer.throughput = throughput(trainer, config, ranks)
     writer = None
     if ranks.is_first:
-        _announce(trainer, checkpoint)
+        _announce(trainer)
         (run_dir / MIXTURE_FILE).write_text(trainer.batches.table + "\n", encoding="utf-8")
         start_step = trainer.batches.start_step
         writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
@@ -97,9 +101,11 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
     trainer.watchdog.start()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        trainer.saver.settle()
     finally:
         trainer.watchdog.stop()
         trainer.stopper.release()
+        trainer.saver.leave()
     if writer is not None:
         writer.close()
     if trainer.state.global_step < trainer.batches.num_steps:
@@ -142,7 +148,7 @@ def compute_dtype(arguments: TrainingArguments, weights: torch.dtype) -> torch.d
     return torch.bfloat16 if arguments.bf16 else weights
 
 
-def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
+def _announce(trainer: PlannedTraining) -> None:
     counts = count_parameters(trainer.model)
     for tower, (trained, total) in counts.items():
         logger.warning("%-9s %13s parameters, %13s train", tower, f"{total:,}", f"{trained:,}")
@@ -151,7 +157,5 @@ def _announce(trainer: PlannedTraining, checkpoint: Path | None) -> None:
     kernel = choose_kernel(model.attention_kernel, trainer.args.device, compute_dtype(trainer.args, model.dtype))
     logger.warning("Rows are %s; attention runs by %s", batches.builder.collator.layout, kernel.value)
     logger.warning("%s\n%s steps in all", batches.table, f"{batches.num_steps:,}")
-    if checkpoint is not None:
-        logger.warning("Resuming from %s", checkpoint)
     for segment in batches.plan.segments[1:]:
         logger.warning("From window %s on: %s", segment.first_window, "; ".join(segment.changed) or "nothing changed")

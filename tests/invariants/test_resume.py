@@ -3,6 +3,7 @@ that the state of the random generators matters too."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -15,12 +16,16 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from qwen_audio_train.checkpoint import manifest
 from qwen_audio_train.errors import CheckpointError, ConfigError
 from qwen_audio_train.pipeline.batches import BatchBuilder
 from qwen_audio_train.tracking.writer import read_metrics
-from qwen_audio_train.training.run import newest_checkpoint
+from qwen_audio_train.training import resuming
+from qwen_audio_train.training.run import checkpoint_to_resume
+from qwen_audio_train.training.runtime import Ranks
 
 STEPS = 6
+ALONE = Ranks(rank=0, world=1, uses_cpu=True)
 # The preference loss switches dropout off by default; here it is wanted.
 OVERRIDES = {
     "pretrain": ("trainable=all", "data.num_wordings=4"),
@@ -173,7 +178,7 @@ def test_a_signal_stops_at_a_step_with_a_checkpoint_and_the_run_goes_on_from_it(
         recorder.run(stage, tmp_path, InterruptAt(2, number))
     assert signal.getsignal(number) is handler, "the handler is handed back"
     # Ranks agree when the next step's items are counted, so one more step is taken.
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["checkpoint-2", "checkpoint-3"]
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("*-*"))] == ["checkpoint-2", "checkpoint-3"]
     assert_goes_on_alike(unbroken(stage), recorder.run(stage, tmp_path), 3)
 
 
@@ -209,7 +214,31 @@ def test_resuming_another_plan_is_refused_with_what_changed(recorder, unbroken, 
     config = recorder.config("sft", folder, override)
     trainer = recorder.workshop.trainer("sft", config)
     with pytest.raises(CheckpointError, match=says):
-        newest_checkpoint(config, trainer.batches)
+        checkpoint_to_resume(config, trainer, ALONE)
+
+
+def test_other_versions_are_named(recorder, unbroken, tmp_path, caplog, monkeypatch):
+    folder = broken_after(unbroken("sft"), 4, tmp_path / "broken")
+    config = recorder.config("sft", folder)
+    trainer = recorder.workshop.trainer("sft", config)
+    was = resuming.installed_packages()
+    monkeypatch.setattr(resuming, "installed_packages", lambda: {**was, "torch": "99.0"})
+    with caplog.at_level(logging.WARNING):
+        checkpoint_to_resume(config, trainer, ALONE)
+    assert f"was written with other versions: torch was {was['torch']}, is 99.0" in caplog.text
+
+
+def test_a_checkpoint_holds_all_that_a_run_is(unbroken):
+    """What docs/checkpoints.md lists."""
+    folder = unbroken("pretrain").folder / "checkpoints" / "checkpoint-4"
+    listed = manifest.verify(folder)
+    assert {"config.yaml", "environment.json", "position.json", "trainer_state.json"} <= listed.files.keys()
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= listed.files.keys()
+    assert listed.facts == {"step": 4, "world": 1, "zero_stage": None}
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert [line["step"] for line in history] == [1, 2, 3, 4]
+    assert not (folder / "training_args.bin").exists(), "a pickle"
+    assert any(line.get("checkpoint_seconds", 0) > 0 for line in history)
 
 
 def test_resuming_can_be_forbidden(recorder, unbroken, tmp_path):
@@ -217,7 +246,7 @@ def test_resuming_can_be_forbidden(recorder, unbroken, tmp_path):
     config = recorder.config("sft", folder, "checkpoint.resume=false")
     trainer = recorder.workshop.trainer("sft", config)
     with pytest.raises(ConfigError, match=r"checkpoint\.resume=false, but .*checkpoint-4 exists"):
-        newest_checkpoint(config, trainer.batches)
+        checkpoint_to_resume(config, trainer, ALONE)
 
 
 def test_a_run_killed_before_its_result_was_saved_takes_no_further_step(recorder, unbroken, tmp_path):

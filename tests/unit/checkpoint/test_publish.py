@@ -98,6 +98,71 @@ def test_retaining_keeps_the_newest_and_sweeps_unfinished_writes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11", "notes.txt"]
 
 
+def test_every_nth_is_kept_for_good_and_what_just_came_out_always(tmp_path):
+    for step in range(2, 22, 2):
+        publish_step(tmp_path, step)
+    publish.retain(tmp_path, 1, keep_every_steps=8, newest=tmp_path / "checkpoint-20")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-16", "checkpoint-20", "checkpoint-8"]
+
+
+def test_a_damaged_later_checkpoint_takes_no_place_of_a_whole_one(tmp_path):
+    """A run that passed over checkpoint 6 and saved step 4: with keep_last=1, deleting 4 would leave nothing."""
+    for step in (2, 4, 6):
+        publish_step(tmp_path, step)
+    damage_flip(tmp_path / "checkpoint-6")
+    publish.retain(tmp_path, 1, newest=tmp_path / "checkpoint-4")
+    assert publish.newest_whole(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_what_a_kill_between_two_renames_left_aside_is_taken_back(tmp_path):
+    target = publish_step(tmp_path, 5)
+    target.rename(tmp_path / ".replaced-checkpoint-5")
+    assert publish.newest_whole(tmp_path) is None
+    publish.recover(tmp_path)
+    assert publish.newest_whole(tmp_path) == target
+
+
+def test_a_rename_that_fails_leaves_the_former_one(tmp_path, monkeypatch):
+    target = publish_step(tmp_path, 5)
+    staged = stage_step(tmp_path, 5, "others!")
+    replace = publish.os.replace
+
+    def failing(source, goal):
+        if source == staged:
+            raise OSError("no")
+        replace(source, goal)
+
+    monkeypatch.setattr(publish.os, "replace", failing)
+    with pytest.raises(OSError, match="no"):
+        publish.publish(staged, target)
+    assert (target / "model.bin").read_text() == "weights"
+    publish.verify(target)
+
+
+def test_a_pointer_that_lies_or_lacks_does_not_decide(tmp_path, caplog):
+    older, newer = publish_step(tmp_path, 1), publish_step(tmp_path, 2)
+    publish.point_latest(newer)
+    with caplog.at_level(logging.WARNING):
+        assert publish.newest_whole(tmp_path) == newer
+    assert caplog.text == ""
+    publish.point_latest(older)
+    assert publish.newest_whole(tmp_path) == newer
+    assert "latest says 'checkpoint-1'" in caplog.text
+    (tmp_path / publish.LATEST).unlink()
+    assert publish.newest_whole(tmp_path) == newer
+    assert "latest says 'nothing'" in caplog.text
+
+
+def test_a_renamed_checkpoint_is_passed_over(tmp_path, caplog):
+    target = tmp_path / "checkpoint-5"
+    publish.publish(stage_step(tmp_path, 5), target, facts={"step": 5})
+    target.rename(tmp_path / "checkpoint-7")
+    with caplog.at_level(logging.WARNING):
+        assert publish.newest_whole(tmp_path) is None
+    assert "its manifest is of step 5" in caplog.text
+
+
 def test_a_kill_while_writing_leaves_no_checkpoint(tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt

@@ -95,6 +95,7 @@ RULES: list[tuple[str, dict[str, Any], str, str]] = [
     ("pretrain", {"batching.window_samples": 3}, "batching.window_samples=3 cannot fill", "raise it"),
     ("pretrain", {"checkpoint.every_steps": 0}, "checkpoint.every_steps=0", "at least 1"),
     ("pretrain", {"checkpoint.keep_last": 0}, "checkpoint.keep_last=0", "at least 1"),
+    ("pretrain", {"checkpoint.keep_every_steps": 750}, "checkpoint.keep_every_steps=750", "a multiple of"),
     ("pretrain", {"tracking.log_every_steps": 0}, "tracking.log_every_steps=0", "at least 1"),
     ("sft", {"tracking.peak_tflops": 0.0}, "tracking.peak_tflops=0.0 must be above 0", "null to look the GPU up"),
     ("pretrain", {"optim.learning_rate": 0.0}, "optim.learning_rate=0.0", "above 0"),
