@@ -20,6 +20,7 @@ from qwen_audio_train.training.initial_model import encoded_clips, initial_model
 
 
 @recipe("dpo")
+@run.with_state
 def main(config: DpoRecipeConfig) -> None:
     if run.is_finished(config):
         return

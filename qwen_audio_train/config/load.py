@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, PretrainConfig, SftConfig
 from qwen_audio_train.config.validate import problems_of
-from qwen_audio_train.errors import ConfigError, QwenAudioTrainError
+from qwen_audio_train.errors import ConfigError, PreemptedError, QwenAudioTrainError
 
+EXIT_SAVED = os.EX_TEMPFAIL
+"""75, "temporary failure, try again later" (sysexits.h): scripts/slurm/ requeue a job that ends by it."""
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 SCHEMAS: dict[str, type[Any]] = {
     "pretrain": PretrainConfig,
@@ -110,10 +113,17 @@ def to_plain(config: object) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration that a run folder keeps, as nested dictionaries of plain values; nothing is checked."""
+    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
 def recipe(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Turn ``main(config)`` into a command line: Hydra overrides in, one typed config, errors as plain sentences.
 
-    Exit codes: 0 done; 2 a mistake in the configuration; 1 anything else that a user can mend; 130 stopped by Ctrl-C.
+    Exit codes: 0 done; 2 a mistake in the configuration; 1 anything else that a user can mend; 130 stopped by Ctrl-C;
+    75 stopped by a scheduler's signal with a checkpoint saved: start me again.
     """
 
     def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
@@ -127,6 +137,9 @@ def recipe(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
             except ConfigError as error:
                 sys.stderr.write(f"The configuration has {len(error.problems)} problem(s):\n{error}\n")
                 sys.exit(2)
+            except PreemptedError as error:
+                sys.stderr.write(f"Preempted. {error}. The same command again goes on from it.\n")
+                sys.exit(EXIT_SAVED)
             except QwenAudioTrainError as error:
                 sys.stderr.write(f"{type(error).__name__}: {error}\n")
                 sys.exit(1)

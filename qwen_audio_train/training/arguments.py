@@ -8,9 +8,9 @@ from typing import Any
 from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.preference import PreferenceConfig
 from qwen_audio_train.config.stages import StageConfig
+from qwen_audio_train.tracking.run_folder import CHECKPOINTS
 from qwen_audio_train.training.runtime import Ranks
 
-CHECKPOINTS = "checkpoints"
 FINAL = "final"
 INITIAL = "initial"
 

@@ -78,15 +78,16 @@ class PlannedTraining(Trainer):
                 sum(batch["attention_mask"].numel() for batch in batches),
                 sum(len(batch["audio_source"]) for batch in batches),
                 int(self.stopper.wanted),
+                int(self.stopper.preempted),
                 *bad,
             ],
             dtype=torch.float64,
         )
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), reduction="sum").cpu()
-        num_items, num_tokens, num_positions, num_audio_tokens, stops, *bad_sums = counts.tolist()
+        num_items, num_tokens, num_positions, num_audio_tokens, stops, preempted, *bad_sums = counts.tolist()
         quarantine.settle(*map(int, bad_sums))
-        self.stopper.agreed = stops > 0
+        self.stopper.agree(stops, preempted)
         self.throughput.step(num_items, num_tokens, num_positions, num_audio_tokens * SECONDS_PER_AUDIO_TOKEN)
         return batches, max(num_items, 1.0)  # where nothing of a step could be used, it adds nothing
 

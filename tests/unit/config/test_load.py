@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from qwen_audio_train.config import load
 from qwen_audio_train.config.load import CONFIG_DIR, SCHEMAS, compose, to_plain, to_yaml, typed
 from qwen_audio_train.config.model import ModelSize
-from qwen_audio_train.errors import CheckpointError, ConfigError
+from qwen_audio_train.errors import CheckpointError, ConfigError, PreemptedError
 from scripts.update_golden import GOLDEN, composed_primaries
 
 ROOT = CONFIG_DIR.parent
@@ -149,6 +149,7 @@ def test_help_shows_groups_settings_and_examples(monkeypatch, capsys):
     [
         (CheckpointError("no such checkpoint"), 1, "CheckpointError: no such checkpoint"),
         (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
+        (PreemptedError("r: a checkpoint of step 2 of 4 is saved"), 75, "The same command again goes on from it"),
     ],
 )
 def test_what_a_recipe_raises_becomes_a_sentence_and_an_exit_code(monkeypatch, capsys, raised, code, says):
