@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from qwen_audio_train.errors import ConfigError, PreemptedError, QwenAudioTrainE
 
 EXIT_SAVED = os.EX_TEMPFAIL
 """75, "temporary failure, try again later" (sysexits.h): scripts/slurm/ requeue a job that ends by it."""
+EXIT_UNFORESEEN = os.EX_SOFTWARE
+"""70: a device, the network, a bug. They try it again a few times."""
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 SCHEMAS: dict[str, type[Any]] = {
     "pretrain": PretrainConfig,
@@ -123,7 +126,7 @@ def recipe(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Turn ``main(config)`` into a command line: Hydra overrides in, one typed config, errors as plain sentences.
 
     Exit codes: 0 done; 2 a mistake in the configuration; 1 anything else that a user can mend; 130 stopped by Ctrl-C;
-    75 stopped by a scheduler's signal with a checkpoint saved: start me again.
+    75 stopped by a scheduler's signal with a checkpoint saved: start me again; 70 anything unforeseen.
     """
 
     def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
@@ -146,6 +149,9 @@ def recipe(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
             except KeyboardInterrupt:
                 sys.stderr.write("Stopped. The same command again goes on from the last checkpoint.\n")
                 sys.exit(130)
+            except Exception:
+                traceback.print_exc()
+                sys.exit(EXIT_UNFORESEEN)
 
         return hydra_main
 

@@ -149,6 +149,7 @@ def test_help_shows_groups_settings_and_examples(monkeypatch, capsys):
     [
         (CheckpointError("no such checkpoint"), 1, "CheckpointError: no such checkpoint"),
         (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
+        (RuntimeError("connection closed by peer"), 70, "connection closed by peer"),
         (PreemptedError("r: a checkpoint of step 2 of 4 is saved"), 75, "The same command again goes on from it"),
     ],
 )
