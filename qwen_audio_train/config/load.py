@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, PretrainConfig, SftConfig
+from qwen_audio_train.config.run_name import default_run_dir
+from qwen_audio_train.config.stages import (
+    DpoConfig,
+    EvaluateConfig,
+    ExportRecipeConfig,
+    PretrainConfig,
+    SftConfig,
+    StageConfig,
+    stage_of,
+)
 from qwen_audio_train.config.validate import problems_of
 from qwen_audio_train.errors import ConfigError, PreemptedError, QwenAudioTrainError
 
@@ -66,10 +76,19 @@ def typed(raw: DictConfig, schema: type[Config]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, schema)
+    config = _in_a_folder(config)
     problems = problems_of(config)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _in_a_folder(config: Any) -> Any:
+    """With the folder of its own that a run gets which names none."""
+    if not isinstance(config, StageConfig) or config.run.dir:
+        return config
+    folder = default_run_dir(stage_of(config).value, to_plain(config))
+    return replace(config, run=replace(config.run, dir=folder))
 
 
 def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterator[str]:

@@ -121,9 +121,9 @@ def test_recipe_command_line_lists_every_problem_and_exits_2_without_loading_a_m
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr[-2000:]
     lines = done.stderr.splitlines()
-    assert lines[0] == "The configuration has 5 problem(s):"
+    assert lines[0] == "The configuration has 4 problem(s):"
     assert [line.split()[1].split("=")[0] for line in lines[1:]] == [
-        "run.dir", "run.max_steps", "data.train", "optim.learning_rate", "model.start_from",
+        "run.max_steps", "data.train", "optim.learning_rate", "model.start_from",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == [], "a refused configuration must leave nothing behind"
 

@@ -39,7 +39,7 @@ def job(tmp_path):
         (tmp_path / name).chmod(0o755)
     script = tmp_path / "job.sh"
     script.write_text(
-        "source scripts/slurm/job.sh\nsleep() { [ $1 = 600 ] || command sleep $1; }\nrun_stage sft a=b 'c=d e'\n"
+        "source scripts/slurm/job.sh\nsleep() { [ $1 = 600 ] || exec sleep $1; }\nrun_stage sft a=b 'c=d e'\n"
     )
     started: list[subprocess.Popen[str]] = []
 
