@@ -38,7 +38,7 @@ set_defaults() {
   export MASTER_ADDR MASTER_PORT
   # A rank that fails takes its process down, so that nobody waits for it: 3 does not wait for NCCL to clean up.
   export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}
-  # The flight recorder: the last collectives of each rank, written down when one times out. (Two names: torch renamed it.)
+  # The flight recorder: the last collectives of each rank, written down when one times out. torch 2.13 has both names.
   export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-20000}
   export TORCH_NCCL_TRACE_BUFFER_SIZE=${TORCH_NCCL_TRACE_BUFFER_SIZE:-$TORCH_FR_BUFFER_SIZE}
   export TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
@@ -119,7 +119,10 @@ run_stage() { # run_stage STAGE OVERRIDES...
   [ "$code" != 0 ] && [ "$code" != 2 ] || exit "$code"
   [ "$code" != 75 ] || requeue "The run is saved"
   [ -z "$told" ] || requeue "Told to stop because $told"
-  [ "$(job_field PreemptTime)" = None ] || requeue "Preempted before it could save"
+  case "$(job_field PreemptTime)" in
+    "" | None) ;;
+    *) requeue "Preempted before it could save" ;;
+  esac
   if [ "$code" = 70 ] || { [ "$code" -ge 128 ] && [ "$code" != 130 ]; }; then
     local failures
     failures=$(job_field Comment | sed -n 's/^failures:\([0-9]*\)$/\1/p')
