@@ -69,7 +69,7 @@ def stored(tensors: Iterable[Any]) -> int:
 
 def saved_bytes(model: Any, batch: dict[str, torch.Tensor]) -> int:
     """What autograd keeps of a forward pass, weights and inputs apart."""
-    own = [*model.parameters(), *model.buffers(), *batch.values()]
+    own = [*model.parameters(), *model.buffers(), *batch.values(), *python_tensors()]
     known = {tensor.untyped_storage().data_ptr() for tensor in own}
     kept: list[torch.Tensor] = []
 
@@ -82,8 +82,13 @@ def saved_bytes(model: Any, batch: dict[str, torch.Tensor]) -> int:
         scores = model(**batch).log_probs
         assert scores.requires_grad
     # A checkpointed layer's inputs are held by its closure, where no hook sees them.
-    held = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
-    return stored([*kept, *(tensor for tensor in held if tensor.untyped_storage().data_ptr() not in known)])
+    new = [tensor for tensor in python_tensors() if tensor.untyped_storage().data_ptr() not in known]
+    return stored([*kept, *new])
+
+
+def python_tensors() -> list[torch.Tensor]:
+    """All that Python holds anywhere."""
+    return [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
 
 
 def zero_states(stage: int, dtype: torch.dtype) -> dict[str, int]:
