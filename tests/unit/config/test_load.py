@@ -90,7 +90,7 @@ def chosen_of(got, chosen):
 def test_deepspeed_files_of_the_options_exist():
     files = [OmegaConf.load(CONFIG_DIR / group / f"{name}.yaml") for group, name in OPTIONS if group == "runtime"]
     named = [file.deepspeed for file in files if file.get("deepspeed")]
-    assert len(named) == 4
+    assert len(named) == 5
     assert all((ROOT / path).is_file() for path in named)
 
 
