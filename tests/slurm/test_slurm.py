@@ -21,6 +21,7 @@ import pytest
 from qwen_audio_train.config.load import CONFIG_DIR
 from qwen_audio_train.tracking.run_state import State, read_state
 from scripts import submit
+from tests.conftest import NO_SLURM
 from tests.recipes.test_distributed import SETTINGS
 from tests.slurm.cluster import PROGRAMS, Cluster, running, wait_until
 from tests.stage_runs import Workshop
@@ -149,7 +150,7 @@ class Desk:
 def desk(workshop, tmp_path_factory):
     reason = installed()
     if reason:
-        pytest.skip(f"NO SLURM TESTS HERE: {reason}")
+        pytest.skip(f"{NO_SLURM}: {reason}")
     folder = tmp_path_factory.mktemp("slurm")
     with pytest.MonkeyPatch.context() as patch, running(folder / "cluster") as cluster:
         patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
