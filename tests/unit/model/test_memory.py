@@ -83,7 +83,7 @@ def test_states_of_one_process(adapter):
 
 @pytest.mark.distributed
 @pytest.mark.xdist_group("distributed")
-@pytest.mark.parametrize(("stage", "dtype"), [(2, "bfloat16"), (3, "bfloat16")])
+@pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (2, "bfloat16"), (3, "bfloat16")])
 def test_states_of_two_ranks_under_deepspeed(stage, dtype):
     command = [*TORCHRUN, free_port(), "tests/unit/model/measured_memory.py", str(stage), dtype]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
@@ -93,8 +93,10 @@ def test_states_of_two_ranks_under_deepspeed(stage, dtype):
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads(line.partition("STATES ")[2]) for line in done.stdout.splitlines() if "STATES " in line]
     assert len(ranks) == 2, done.stdout
-    shape = ModelShape.of(small_model().config)
-    expected = state_bytes(shape.parameters, shape.trained(EVERYTHING, NO_ADAPTER), 2, Sharding(stage=stage, world=2))
+    shape, element = ModelShape.of(small_model().config), getattr(torch, dtype).itemsize
+    expected = state_bytes(
+        shape.parameters, shape.trained(EVERYTHING, NO_ADAPTER), element, Sharding(stage=stage, world=2)
+    )
     for rank in ranks:
         assert rank["weights"] == pytest.approx(expected[0], rel=STATES_TOLERANCE)
         assert rank["optimiser"] == pytest.approx(expected[2], rel=STATES_TOLERANCE)
