@@ -55,8 +55,13 @@ def open_run_folder(run_dir: Path, config: StageConfig, *, world: int = 1) -> No
     write_state(run_dir, RunState.of_this_process(stage_of(config).value, world))
 
 
-def folder_problems(run_dir: Path, config: StageConfig) -> Iterator[str]:
-    """Why a run with these settings must not start, or go on, in this folder."""
+def folder_problems(run_dir: Path, config: StageConfig, *, judges_life: bool = True) -> Iterator[str]:
+    """Why a run with these settings must not start, or go on, in this folder.
+
+    Args:
+        judges_life: whether to ask if another process trains there. The answer depends on the machine that asks: one
+            rank's counts. All others are the same on every rank.
+    """
     if not run_dir.exists():
         return
     if not run_dir.is_dir():
@@ -68,7 +73,7 @@ def folder_problems(run_dir: Path, config: StageConfig) -> Iterator[str]:
         yield f"run.dir={run_dir} holds other things than a run ({shown}): choose a folder of its own"
         return
     state = read_state(run_dir)
-    if state is not None and _may_train_there(run_dir, state):
+    if judges_life and state is not None and _may_train_there(run_dir, state):
         yield (
             f"run.dir={run_dir}: process {state.process} on {state.host} trains there (last sign of life "
             f"{time.time() - last_sign(run_dir):.0f} s ago): stop it first, or choose another run.dir"

@@ -52,9 +52,10 @@ def open_run(config: StageConfig, ranks: Ranks) -> None:
     """
     open_sources(config)
     run_dir = Path(config.run.dir)
-    problems = list(folder_problems(run_dir, config))
+    # On all ranks alike, so that none waits for one that has left; where only the first refuses, launchers end the rest.
+    problems = list(folder_problems(run_dir, config, judges_life=ranks.is_first))
     if problems:
-        raise ConfigError(problems)  # on all ranks alike: none waits for one that has left
+        raise ConfigError(problems)
     ranks.wait()
     if ranks.is_first:
         open_run_folder(run_dir, config, world=ranks.world)

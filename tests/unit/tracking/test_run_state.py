@@ -14,7 +14,7 @@ import pytest
 from qwen_audio_train.config.load import compose
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.tracking import run_state
-from qwen_audio_train.tracking.run_folder import open_run_folder
+from qwen_audio_train.tracking.run_folder import folder_problems, open_run_folder
 from qwen_audio_train.tracking.run_state import RunState, State, end_state, judged, read_state, write_state
 from tests import sets
 
@@ -163,6 +163,7 @@ def test_a_folder_of_a_run_elsewhere_is_refused_until_it_is_silent_or_its_job_is
     write_state(tmp_path, of_process(1, host="elsewhere", slurm_job="17"))
     with pytest.raises(ConfigError, match="process 1 on elsewhere trains there"):
         open_run_folder(tmp_path, config())
+    assert list(folder_problems(tmp_path, config(), judges_life=False)) == [], "ranks elsewhere leave it to the first"
     past = time.time() - 100
     os.utime(tmp_path / "state.json", (past, past))
     open_run_folder(tmp_path, config())
