@@ -52,7 +52,7 @@ def open_run(config: StageConfig, ranks: Ranks) -> None:
     """
     open_sources(config)
     run_dir = Path(config.run.dir)
-    # On all ranks alike, so that none waits for one that has left; where only the first refuses, launchers end the rest.
+    # On all ranks alike: none waits for one that has left. Where only the first refuses, launchers end the others.
     problems = list(folder_problems(run_dir, config, judges_life=ranks.is_first))
     if problems:
         raise ConfigError(problems)
