@@ -52,3 +52,7 @@ class DivergedError(QwenAudioTrainError):
 
 class ExportError(QwenAudioTrainError):
     """An export could not be made or did not survive reloading in stock libraries."""
+
+
+class PreemptedError(QwenAudioTrainError):
+    """A scheduler took the machines away and a checkpoint was saved: the same command again goes on."""

@@ -23,6 +23,7 @@ from qwen_audio_train.training.reference_scores import store_reference_scores
 
 
 @recipe("dpo")
+@run.with_state
 def main(config: DpoRecipeConfig) -> None:
     if run.is_finished(config):
         return

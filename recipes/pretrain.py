@@ -21,6 +21,7 @@ from qwen_audio_train.training.trainer import LikelihoodTrainer
 
 
 @recipe("pretrain")
+@run.with_state
 def main(config: PretrainConfig) -> None:
     if run.is_finished(config):
         return

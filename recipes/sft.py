@@ -21,6 +21,7 @@ from qwen_audio_train.training.trainer import LikelihoodTrainer
 
 
 @recipe("sft")
+@run.with_state
 def main(config: SftConfig) -> None:
     if run.is_finished(config):
         return

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +17,23 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qwen_audio_train.config.stages import DpoConfig, EvaluateConfig, ExportRecipeConfig, PretrainConfig, SftConfig
+from qwen_audio_train.config.run_name import default_run_dir
+from qwen_audio_train.config.stages import (
+    DpoConfig,
+    EvaluateConfig,
+    ExportRecipeConfig,
+    PretrainConfig,
+    SftConfig,
+    StageConfig,
+    stage_of,
+)
 from qwen_audio_train.config.validate import problems_of
-from qwen_audio_train.errors import ConfigError, QwenAudioTrainError
+from qwen_audio_train.errors import ConfigError, PreemptedError, QwenAudioTrainError
 
+EXIT_SAVED = os.EX_TEMPFAIL
+"""75, "temporary failure, try again later" (sysexits.h): scripts/slurm/ requeue a job that ends by it."""
+EXIT_UNFORESEEN = os.EX_SOFTWARE
+"""70: a device, the network, a bug. They try it again a few times."""
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 SCHEMAS: dict[str, type[Any]] = {
     "pretrain": PretrainConfig,
@@ -60,10 +76,19 @@ def typed(raw: DictConfig, schema: type[Config]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, schema)
+    config = _in_a_folder(config)
     problems = problems_of(config)
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _in_a_folder(config: Any) -> Any:
+    """With the folder of its own that a run gets which names none."""
+    if not isinstance(config, StageConfig) or config.run.dir:
+        return config
+    folder = default_run_dir(stage_of(config).value, to_plain(config))
+    return replace(config, run=replace(config.run, dir=folder))
 
 
 def _unknown_keys(raw: DictConfig, known: DictConfig, place: str = "") -> Iterator[str]:
@@ -110,10 +135,17 @@ def to_plain(config: object) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration that a run folder keeps, as nested dictionaries of plain values; nothing is checked."""
+    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
 def recipe(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
     """Turn ``main(config)`` into a command line: Hydra overrides in, one typed config, errors as plain sentences.
 
-    Exit codes: 0 done; 2 a mistake in the configuration; 1 anything else that a user can mend; 130 stopped by Ctrl-C.
+    Exit codes: 0 done; 2 a mistake in the configuration; 1 anything else that a user can mend; 130 stopped by Ctrl-C;
+    75 stopped by a scheduler's signal with a checkpoint saved: start me again; 70 anything unforeseen.
     """
 
     def decorate(main: Callable[[Any], None]) -> Callable[[], None]:
@@ -127,12 +159,18 @@ def recipe(name: str) -> Callable[[Callable[[Any], None]], Callable[[], None]]:
             except ConfigError as error:
                 sys.stderr.write(f"The configuration has {len(error.problems)} problem(s):\n{error}\n")
                 sys.exit(2)
+            except PreemptedError as error:
+                sys.stderr.write(f"Preempted. {error}. The same command again goes on from it.\n")
+                sys.exit(EXIT_SAVED)
             except QwenAudioTrainError as error:
                 sys.stderr.write(f"{type(error).__name__}: {error}\n")
                 sys.exit(1)
             except KeyboardInterrupt:
                 sys.stderr.write("Stopped. The same command again goes on from the last checkpoint.\n")
                 sys.exit(130)
+            except Exception:
+                traceback.print_exc()
+                sys.exit(EXIT_UNFORESEEN)
 
         return hydra_main
 

@@ -10,7 +10,9 @@ class RunConfig:
     """Name, place, length and seed."""
 
     dir: str = ""
-    """Folder of the run: composed config, versions, metrics, checkpoints, and the result under ``final/``."""
+    """Folder of the run: composed config, versions, metrics, checkpoints, and the result under ``final/``.
+    Empty: ``runs/`` and a name made of stage, model and a hash of the settings, so that the same command finds it again
+    and runs with other settings never meet."""
     seed: int = 0
     """Seeds the plan, new weights and dropout."""
     max_steps: int | None = None

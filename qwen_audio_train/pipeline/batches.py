@@ -21,7 +21,7 @@ from qwen_audio_train.audio.draws import augmentation_key
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.pipeline.clips import ClipSource, EncodedSource
 from qwen_audio_train.pipeline.collate import ClipInput, Collator, num_tokens
-from qwen_audio_train.pipeline.loading import BinReader, Draw, Job, JobSampler, jobs
+from qwen_audio_train.pipeline.loading import BinReader, Draw, Job, JobSampler, jobs, outlive_signals
 from qwen_audio_train.pipeline.measure import ALL, Selection
 from qwen_audio_train.pipeline.quarantine import Failure, Limits, MicroBatch, Quarantine
 from qwen_audio_train.pipeline.reference_scores import REFERENCE_KEYS, ReferenceScores
@@ -270,6 +270,7 @@ class PlannedBatches:
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=outlive_signals,
             # A loader draws a number when it starts: from here, so that a resumed run's dropout stays in step.
             generator=torch.Generator(),
         )

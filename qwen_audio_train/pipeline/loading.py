@@ -6,9 +6,10 @@ workers: it can fetch that bin's bytes while it makes the one before.
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data import Dataset, Sampler
 
@@ -79,6 +80,22 @@ class JobSampler(Sampler[Job]):
 
     def __len__(self) -> int:
         return self._length
+
+
+def outlive_signals(_worker: int) -> None:
+    """In a worker process: leave the signals that stop a run to the run.
+
+    Terminals and schedulers signal every process of a job, and a loader whose worker ends by it fails the run before
+    its checkpoint. A worker ends with its loader or its run. One that hangs gets a SIGTERM from each, so that the
+    second one counts. Torch has put handlers of its own by now, which would end the worker at the first.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_at_the_next)
+
+
+def _end_at_the_next(number: int, _frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _draws(planned: Bin) -> list[Draw]:

@@ -9,9 +9,9 @@ from qwen_audio_train.config.model import Precision
 from qwen_audio_train.config.optim import OptimName
 from qwen_audio_train.config.preference import PreferenceConfig, Reference
 from qwen_audio_train.config.stages import StageConfig
+from qwen_audio_train.tracking.run_folder import CHECKPOINTS
 from qwen_audio_train.training.runtime import Ranks
 
-CHECKPOINTS = "checkpoints"
 FINAL = "final"
 INITIAL = "initial"
 OPTIMISERS = {OptimName.adamw: "adamw_torch", OptimName.adamw_8bit: "adamw_bnb_8bit"}

@@ -38,6 +38,7 @@ class PlannedTraining(ResumedTraining):
     def __init__(self, *args: Any, batches: PlannedBatches, checkpoints: CheckpointConfig, **kwargs: Any) -> None:
         self.batches = batches
         self.throughput = Throughput()
+        self._tr_loss = torch.zeros(())  # Trainer makes its own when it begins to train
         super().__init__(*args, **kwargs)
         self.saver = Saver(self, checkpoints)
         self.remove_callback(PrinterCallback)  # the progress bar shows, metrics.jsonl keeps
@@ -87,6 +88,7 @@ class PlannedTraining(ResumedTraining):
             [
                 sum(self.count_items(batch) for batch in batches),
                 int(self.stopper.wanted),
+                int(self.stopper.preempted),
                 *bad,
                 *astuple(_sizes_of(batches)),
                 *waited,
@@ -95,10 +97,10 @@ class PlannedTraining(ResumedTraining):
         )
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device), reduction="sum").cpu()
-        num_items, stops, *rest = counts.tolist()
+        num_items, stops, preempted, *rest = counts.tolist()
         bad_sums, sizes, waits = rest[: len(bad)], rest[len(bad) : -len(waited)], rest[-len(waited) :]
         quarantine.settle(*map(int, bad_sums))
-        self.stopper.agreed = stops > 0
+        self.stopper.agree(stops, preempted)
         self.throughput.step(num_items, BatchSizes(*map(int, sizes)), data_seconds=max(waits))
         self.guard.begin([batch.origins if isinstance(batch, MicroBatch) else () for batch in batches])
         self._logged_loss_before = self._tr_loss.clone()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -14,17 +16,19 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from qwen_audio_train.checkpoint import publish
 from qwen_audio_train.config.load import to_plain
 from qwen_audio_train.config.stages import StageConfig
-from qwen_audio_train.errors import ConfigError
+from qwen_audio_train.errors import ConfigError, PreemptedError
 from qwen_audio_train.model.efficient import own_model
 from qwen_audio_train.model.flops import StepFlops
 from qwen_audio_train.model.knobs import require_bitsandbytes
 from qwen_audio_train.model.span_attention import choose_kernel
 from qwen_audio_train.model.trainable import count_parameters
 from qwen_audio_train.pipeline.sources import open_sources
-from qwen_audio_train.tracking.run_folder import open_run_folder
+from qwen_audio_train.tracking.run_folder import CHECKPOINTS, folder_problems, open_run_folder
+from qwen_audio_train.tracking.run_state import State, end_state
 from qwen_audio_train.tracking.writer import MetricWriter
-from qwen_audio_train.training.arguments import CHECKPOINTS, FINAL
+from qwen_audio_train.training.arguments import FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
+from qwen_audio_train.training.callbacks.sign_of_life import SignOfLife
 from qwen_audio_train.training.device_limits import peak_tflops
 from qwen_audio_train.training.planned import PlannedTraining
 from qwen_audio_train.training.resuming import newest_checkpoint, ready_to_load, warn_of_other_versions
@@ -34,6 +38,8 @@ from qwen_audio_train.training.throughput import Price, Throughput
 from qwen_audio_train.training.watchdog import Watchdog
 
 MIXTURE_FILE = "mixture.txt"
+
+Stage = TypeVar("Stage", bound=StageConfig)
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +57,39 @@ def open_run(config: StageConfig, ranks: Ranks) -> None:
     """Make the run's folder and write down what is run with what.
 
     Raises:
-        ConfigError: the sets do not go together with the stage, or a library is missing: before anything is downloaded
-            or loaded.
+        ConfigError: the sets do not go together with the stage, a library is missing, or the folder is another run's:
+            before anything is downloaded or loaded.
     """
     require_bitsandbytes(config.model, config.optim)
     open_sources(config)
-    if ranks.is_first:
-        open_run_folder(Path(config.run.dir), config)
+    run_dir = Path(config.run.dir)
+    # On all ranks alike: none waits for one that has left. Where only the first refuses, launchers end the others.
+    problems = list(folder_problems(run_dir, config, judges_life=ranks.is_first))
+    if problems:
+        raise ConfigError(problems)
     ranks.wait()
+    if ranks.is_first:
+        open_run_folder(run_dir, config, world=ranks.world)
+    ranks.wait()
+
+
+def with_state(main: Callable[[Stage], None]) -> Callable[[Stage], None]:
+    """Let a recipe's ``main`` write down how it ended (``<run.dir>/state.json``)."""
+
+    @functools.wraps(main)
+    def stated(config: Stage) -> None:
+        run_dir = Path(config.run.dir)
+        try:
+            main(config)
+        except (KeyboardInterrupt, PreemptedError) as stop:
+            end_state(run_dir, State.stopped, str(stop) or "Ctrl-C")
+            raise
+        except BaseException as error:
+            end_state(run_dir, State.failed, f"{type(error).__name__}: {error}")
+            raise
+        end_state(run_dir, State.finished)
+
+    return stated
 
 
 def checkpoint_to_resume(config: StageConfig, trainer: PlannedTraining, ranks: Ranks) -> Path | None:
@@ -84,7 +115,8 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
     """Train from where the run stands to its last step.
 
     Raises:
-        KeyboardInterrupt: a signal asked to stop; a checkpoint was saved.
+        KeyboardInterrupt: Ctrl-C asked to stop; a checkpoint was saved.
+        PreemptedError: a scheduler did; a checkpoint was saved.
     """
     trainer.guard.optim = config.optim
     checkpoint = checkpoint_to_resume(config, trainer, ranks)
@@ -96,6 +128,7 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         (run_dir / MIXTURE_FILE).write_text(trainer.batches.table + "\n", encoding="utf-8")
         start_step = trainer.batches.start_step
         writer = MetricWriter(run_dir, config.tracking, config=to_plain(config), start_step=start_step)
+        trainer.add_callback(SignOfLife(run_dir))
     trainer.add_callback(Progress(title, writer, shows_bar=config.tracking.progress_bar))
     trainer.watchdog = Watchdog.of(config.runtime, run_dir, rank=ranks.rank, world=ranks.world)
     trainer.watchdog.start()
@@ -108,7 +141,10 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         trainer.saver.leave()
     if writer is not None:
         writer.close()
-    if trainer.state.global_step < trainer.batches.num_steps:
+    taken = trainer.state.global_step
+    if taken < trainer.batches.num_steps:
+        if trainer.stopper.agreed_preempted:
+            raise PreemptedError(f"{run_dir}: a checkpoint of step {taken} of {trainer.batches.num_steps} is saved")
         raise KeyboardInterrupt
 
 

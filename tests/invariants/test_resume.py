@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from qwen_audio_train.checkpoint import manifest
-from qwen_audio_train.errors import CheckpointError, ConfigError
+from qwen_audio_train.errors import CheckpointError, ConfigError, PreemptedError
 from qwen_audio_train.pipeline.batches import BatchBuilder
 from qwen_audio_train.tracking.writer import read_metrics
 from qwen_audio_train.training import resuming
@@ -169,12 +169,19 @@ class InterruptAt(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize(("stage", "number"), [("pretrain", signal.SIGINT), ("dpo", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("stage", "number", "raised"),
+    [
+        ("pretrain", signal.SIGINT, KeyboardInterrupt),
+        ("dpo", signal.SIGTERM, PreemptedError),
+        ("sft", signal.SIGUSR1, PreemptedError),
+    ],
+)
 def test_a_signal_stops_at_a_step_with_a_checkpoint_and_the_run_goes_on_from_it(
-    recorder, unbroken, tmp_path, stage, number
+    recorder, unbroken, tmp_path, stage, number, raised
 ):
     handler = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(raised):
         recorder.run(stage, tmp_path, InterruptAt(2, number))
     assert signal.getsignal(number) is handler, "the handler is handed back"
     # Ranks agree when the next step's items are counted, so one more step is taken.

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from qwen_audio_train.config import load
 from qwen_audio_train.config.load import CONFIG_DIR, SCHEMAS, compose, to_plain, to_yaml, typed
 from qwen_audio_train.config.model import ModelSize
-from qwen_audio_train.errors import CheckpointError, ConfigError
+from qwen_audio_train.errors import CheckpointError, ConfigError, PreemptedError
 from scripts.update_golden import GOLDEN, composed_primaries
 
 ROOT = CONFIG_DIR.parent
@@ -90,7 +90,7 @@ def chosen_of(got, chosen):
 def test_deepspeed_files_of_the_options_exist():
     files = [OmegaConf.load(CONFIG_DIR / group / f"{name}.yaml") for group, name in OPTIONS if group == "runtime"]
     named = [file.deepspeed for file in files if file.get("deepspeed")]
-    assert len(named) == 4
+    assert len(named) == 5
     assert all((ROOT / path).is_file() for path in named)
 
 
@@ -122,9 +122,9 @@ def test_recipe_command_line_lists_every_problem_and_exits_2_without_loading_a_m
     assert done.returncode == 2, done.stderr[-2000:]
     # Libraries may say something of their own while they are imported (bitsandbytes without a GPU does).
     lines = done.stderr[max(0, done.stderr.find("The configuration has")) :].splitlines()
-    assert lines[0] == "The configuration has 5 problem(s):"
+    assert lines[0] == "The configuration has 4 problem(s):"
     assert [line.split()[1].split("=")[0] for line in lines[1:]] == [
-        "run.dir", "run.max_steps", "data.train", "optim.learning_rate", "model.start_from",
+        "run.max_steps", "data.train", "optim.learning_rate", "model.start_from",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == [], "a refused configuration must leave nothing behind"
 
@@ -150,6 +150,8 @@ def test_help_shows_groups_settings_and_examples(monkeypatch, capsys):
     [
         (CheckpointError("no such checkpoint"), 1, "CheckpointError: no such checkpoint"),
         (KeyboardInterrupt(), 130, "goes on from the last checkpoint"),
+        (RuntimeError("connection closed by peer"), 70, "connection closed by peer"),
+        (PreemptedError("r: a checkpoint of step 2 of 4 is saved"), 75, "The same command again goes on from it"),
     ],
 )
 def test_what_a_recipe_raises_becomes_a_sentence_and_an_exit_code(monkeypatch, capsys, raised, code, says):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from qwen_audio_train.model.load import load_processor
 from qwen_audio_train.pipeline.batches import PlannedBatches
-from qwen_audio_train.pipeline.loading import jobs
+from qwen_audio_train.pipeline.loading import jobs, outlive_signals
 from qwen_audio_train.pipeline.quarantine import MicroBatch
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
@@ -167,3 +169,57 @@ def toy_ranges(workshop, tmp_path):
 @pytest.mark.parametrize(("ahead", "following"), [(1, [1, 2, 3, None]), (2, [2, 3, None, None]), (9, [None] * 4)])
 def test_jobs(ahead, following):
     assert [tuple(job) for job in jobs(iter(range(4)), ahead)] == list(zip(range(4), following, strict=True))
+
+
+WORKERS = """
+import os, subprocess, time
+from torch.utils.data import DataLoader, Dataset
+from qwen_audio_train.pipeline.loading import outlive_signals
+
+class Items(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        return os.getpid()
+
+items = iter(DataLoader(Items(), num_workers=2, batch_size=None, worker_init_fn=outlive_signals))
+workers = {int(next(items)) for _ in range(2)}
+assert len(workers) == 2 and os.getpid() not in workers
+for name in ("USR1", "INT", "TERM"):
+    subprocess.run(["kill", f"-{name}", *map(str, workers)], check=True)
+time.sleep(0.3)
+assert {int(item) for item in items} == workers
+"""
+
+
+def test_workers_outlive_the_signals_that_stop_a_run():
+    """As Slurm and terminals send them: to every process of a job."""
+    subprocess.run([sys.executable, "-c", WORKERS], check=True, timeout=100)
+
+
+HUNG = """
+import subprocess, time
+from multiprocessing import Process
+from qwen_audio_train.pipeline.loading import outlive_signals
+
+def hang():
+    outlive_signals(0)
+    for _ in range(600):
+        time.sleep(0.1)
+
+worker = Process(target=hang, daemon=True)
+worker.start()
+time.sleep(0.5)
+worker.terminate()
+time.sleep(0.3)
+assert worker.is_alive(), "the first is a scheduler's, for all that we know"
+"""
+
+
+def test_a_worker_that_hangs_does_not_keep_its_run_from_ending():
+    """The interpreter terminates and joins children that are left over."""
+    subprocess.run([sys.executable, "-c", HUNG], check=True, timeout=50)
+
+
+def test_a_runs_workers_outlive_signals(made):
+    assert made[0].loader().worker_init_fn is outlive_signals

@@ -11,7 +11,7 @@ import pytest
 
 from qwen_audio_train.training.callbacks.stop import GracefulStop
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @pytest.fixture
@@ -52,3 +52,31 @@ assert not stopper.wanted
 
 def test_a_forked_worker_ends_by_the_signal_that_only_notes_in_the_run():
     subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=50)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_schedulers_signal_may_come_any_number_of_times(stopper, number):
+    stopper.on_train_begin(None, None, None)
+    for _ in range(3):
+        os.kill(os.getpid(), number)
+    assert stopper.wanted
+    assert stopper.preempted
+
+
+def test_a_second_ctrl_c_gives_up_and_is_no_preemption(stopper):
+    stopper.on_train_begin(None, None, None)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stopper.wanted
+    assert not stopper.preempted
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ranks_that_were_not_asked_agree(stopper):
+    stopper.agree(0, 0)
+    assert not stopper.agreed
+    stopper.agree(1, 0)
+    assert (stopper.agreed, stopper.agreed_preempted) == (True, False)
+    stopper.agree(2, 1)
+    assert (stopper.agreed, stopper.agreed_preempted) == (True, True)
+    assert not stopper.wanted, "this rank itself was never asked"

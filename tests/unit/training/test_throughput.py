@@ -131,7 +131,6 @@ def test_a_steps_sizes_and_the_longest_wait_come_out_of_its_one_sum(workshop, tm
     monkeypatch.setattr(trainer.args.__class__, "world_size", property(lambda _: 3))
     monkeypatch.setattr(trainer.args.__class__, "process_index", property(lambda _: 1))
     monkeypatch.setattr(trainer.accelerator, "reduce", reduce)
-    trainer._tr_loss = torch.tensor(0.0)  # what training begins with
     batches, _ = trainer.get_batch_samples(iter([*bins, unmeasured]), 3, torch.device("cpu"))
     assert len(batches) == 3
     assert len(seen) == 1, "one collective a step"
