@@ -45,7 +45,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trains", nargs="+", choices=TOWERS, default=list(TOWERS), help="towers (default: all)")
     parser.add_argument("--lora", type=int, metavar="RANK", help="adapters in place of the towers' own weights")
     parser.add_argument("--precision", choices=[p.value for p in Precision], default=Precision.bfloat16.value)
-    parser.add_argument("--no-checkpointing", action="store_true", help="model.gradient_checkpointing=false")
+    parser.add_argument(
+        "--no-checkpointing", action="store_true", help="model.checkpoint_encoder=false model.checkpoint_llm=false"
+    )
     parser.add_argument(
         "--tokens", type=int, default=budget.llm_tokens_per_bin, help="llm_tokens_per_bin (%(default)s)"
     )

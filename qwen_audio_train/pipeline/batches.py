@@ -242,6 +242,7 @@ class PlannedBatches:
         self.table = ""
         """The mixture, for people."""
         self._start: PlanPosition | None = None
+        self._loader: DataLoader[MicroBatch] | None = None
 
     def __len__(self) -> int:
         return self.num_steps * self.bins_per_rank
@@ -264,7 +265,7 @@ class PlannedBatches:
 
     def loader(self) -> DataLoader[MicroBatch]:
         """Batches from ``start_step`` on. Its length is that of the whole run, so that a resumed run counts alike."""
-        return DataLoader(
+        self._loader = DataLoader(
             BinReader(self.builder),
             sampler=JobSampler(self._jobs, len(self)),
             batch_size=None,
@@ -274,6 +275,14 @@ class PlannedBatches:
             # A loader draws a number when it starts: from here, so that a resumed run's dropout stays in step.
             generator=torch.Generator(),
         )
+        return self._loader
+
+    def stop_workers(self) -> None:
+        """End the loader's processes, however the run ended. They outlive one SIGTERM (``outlive_signals``), and one is
+        all that Python sends at its exit before it waits for them."""
+        iterator: Any = self._loader._iterator if self._loader is not None else None
+        if iterator is not None and self.num_workers:
+            iterator._shutdown_workers()
 
     def _jobs(self) -> Iterator[Job]:
         return jobs(self.bins(), max(1, self.num_workers) if self.reads_ahead else 0)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from qwen_audio_train.audio import lengths
-from qwen_audio_train.model.efficient import EfficientQwen2Audio
+from qwen_audio_train.model.efficient import CLIP_KEYS, EfficientQwen2Audio
 from qwen_audio_train.pipeline.batches import BatchBuilder
 from qwen_audio_train.pipeline.loading import Draw
 from qwen_audio_train.pipeline.quarantine import MicroBatch
@@ -54,14 +54,16 @@ def mixed_batch(builder: BatchBuilder, draws: Sequence[Draw]) -> MicroBatch:
         renders.append(Rendered(ids, supervised, tokens))
         clips.append(read)
     origins = [Origin("mixed", kind, str(draw.sample)) for draw in draws[: len(renders)]]
-    return MicroBatch(builder.collator.rows(renders, clips), usable=[True] * len(draws), origins=origins)
+    batch, sizes = builder.collator.rows(renders, clips)
+    return MicroBatch(batch, sizes=sizes, usable=[True] * len(draws), origins=origins)
 
 
 def without_dummy(builder: BatchBuilder, draws: Sequence[Draw]) -> MicroBatch:
     """The same, with the mistake."""
     batch = mixed_batch(builder, draws)
     if not any(KINDS[kind_of(draws)]):
-        del batch["mels"], batch["mel_frames"]
+        for name in CLIP_KEYS:
+            del batch["rows"][name]
     return batch
 
 
@@ -81,10 +83,10 @@ def leave_modules_out() -> None:
     """Let the model take a batch without any clip, by not calling what needs one."""
     embed = EfficientQwen2Audio.embed
 
-    def careless(self: Any, input_ids: torch.Tensor, source: Any, target: Any, mels: Any = None, *rest: Any) -> Any:
-        if mels is None:
+    def careless(self: Any, input_ids: torch.Tensor, source: Any, target: Any, **clips: Any) -> Any:
+        if not clips:
             return self.get_input_embeddings()(input_ids)
-        return embed(self, input_ids, source, target, mels, *rest)
+        return embed(self, input_ids, source, target, **clips)
 
     EfficientQwen2Audio.embed = careless  # type: ignore[method-assign]
 
