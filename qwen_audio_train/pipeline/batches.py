@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -199,6 +201,13 @@ class _Made:
             return None
 
 
+def _end_workers(loader: weakref.ref[DataLoader[MicroBatch]]) -> None:
+    held = loader()
+    iterator: Any = held._iterator if held is not None else None
+    if iterator is not None:
+        iterator._shutdown_workers()
+
+
 def shard_of(shards: ShardSet, number: int) -> str:
     """File name of the shard that holds a sample, from the description alone."""
     for shard in shards.description["shards"]:
@@ -242,7 +251,6 @@ class PlannedBatches:
         self.table = ""
         """The mixture, for people."""
         self._start: PlanPosition | None = None
-        self._loader: DataLoader[MicroBatch] | None = None
 
     def __len__(self) -> int:
         return self.num_steps * self.bins_per_rank
@@ -265,7 +273,7 @@ class PlannedBatches:
 
     def loader(self) -> DataLoader[MicroBatch]:
         """Batches from ``start_step`` on. Its length is that of the whole run, so that a resumed run counts alike."""
-        self._loader = DataLoader(
+        loader = DataLoader(
             BinReader(self.builder),
             sampler=JobSampler(self._jobs, len(self)),
             batch_size=None,
@@ -275,14 +283,11 @@ class PlannedBatches:
             # A loader draws a number when it starts: from here, so that a resumed run's dropout stays in step.
             generator=torch.Generator(),
         )
-        return self._loader
-
-    def stop_workers(self) -> None:
-        """End the loader's processes, however the run ended. They outlive one SIGTERM (``outlive_signals``), and one is
-        all that Python sends at its exit before it waits for them."""
-        iterator: Any = self._loader._iterator if self._loader is not None else None
-        if iterator is not None and self.num_workers:
-            iterator._shutdown_workers()
+        if self.num_workers:
+            # Workers outlive one SIGTERM (``outlive_signals``), and one is all that Python sends them at its exit
+            # before it waits for them: so the loader ends them first.
+            Finalize(None, _end_workers, args=(weakref.ref(loader),), exitpriority=0)
+        return loader
 
     def _jobs(self) -> Iterator[Job]:
         return jobs(self.bins(), max(1, self.num_workers) if self.reads_ahead else 0)

@@ -139,7 +139,6 @@ def train(trainer: PlannedTraining, config: StageConfig, ranks: Ranks, *, title:
         trainer.watchdog.stop()
         trainer.stopper.release()
         trainer.saver.leave()
-        trainer.batches.stop_workers()
     if writer is not None:
         writer.close()
     taken = trainer.state.global_step
