@@ -157,12 +157,12 @@ def read_only_folder(runs: Runs, report: Report, case: Case) -> None:
     _note_alive(runs, report, case, run_dir, "read-only folder in the save of step 4", codes, absent=4)
 
     run_dir = runs.broken_copy(case, EVERY_STEPS * 2)
-    told = sorted(run_dir.glob("said-*"))
+    told = sorted(run_dir.glob(".said-*"))
     with tempfile.TemporaryDirectory() as folder:
         for path in told:  # what the ranks say must go somewhere
             shutil.move(path, Path(folder) / path.name)
             path.symlink_to(Path(folder) / path.name)
-        for path in run_dir.glob("keys-*"):
+        for path in run_dir.glob(".keys-*"):
             shutil.copy(path, Path(folder) / path.name)
         with fault_hooks.read_only(run_dir):
             codes = rank_runs.finish(runs.start(case, run_dir))

@@ -1,6 +1,6 @@
 """Whole recipes on several gloo ranks, forked from a process that has everything imported: a run takes seconds.
 
-What each rank's batches held is written down step by step: ``keys-RANK.jsonl`` in the run's folder.
+What each rank's batches held is written down step by step: ``.keys-RANK.jsonl`` in the run's folder.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def finish(ranks: Sequence[Any], seconds: float = 200) -> list[int | None]:
 
 def told(run_dir: Path) -> str:
     """What the ranks said, for assertions."""
-    return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(run_dir.glob("said-*.txt")))
+    return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(run_dir.glob(".said-*.txt")))
 
 
 def losses(run_dir: Path) -> dict[int, float]:
@@ -106,7 +106,7 @@ def keys(run_dir: Path) -> dict[int, list[Any]]:
 
 def key_lines(run_dir: Path) -> list[dict[str, Any]]:
     """All steps that all ranks of all starts began, in the order of the starts."""
-    lines = [json.loads(line) for path in run_dir.glob("keys-*.jsonl") for line in whole_lines(path)]
+    lines = [json.loads(line) for path in run_dir.glob(".keys-*.jsonl") for line in whole_lines(path)]
     return sorted(lines, key=lambda line: line["start"])
 
 
@@ -124,7 +124,7 @@ def _rank(
     began: float,
     prepare: Callable[[int], None] | None,
 ) -> None:
-    with (run_dir / f"said-{rank}.txt").open("a") as said:
+    with (run_dir / f".said-{rank}.txt").open("a") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
     os.chdir(ROOT)
@@ -132,7 +132,7 @@ def _rank(
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    _record_keys(run_dir / f"keys-{rank}.jsonl", {"start": began, "world": world, "rank": rank})
+    _record_keys(run_dir / f".keys-{rank}.jsonl", {"start": began, "world": world, "rank": rank})
     if prepare is not None:
         prepare(rank)
     sys.argv = command

@@ -72,7 +72,7 @@ def folder_problems(run_dir: Path, config: StageConfig, *, judges_life: bool = T
     if not run_dir.is_dir():
         yield f"run.dir={run_dir} is a file: choose a folder"
         return
-    names = {path.name for path in run_dir.iterdir()}
+    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}  # what tools leave
     if names and not names & OWN_FILES:
         shown = ", ".join(sorted(names)[:5])
         yield f"run.dir={run_dir} holds other things than a run ({shown}): choose a folder of its own"
