@@ -228,12 +228,13 @@ def activation_bytes(
 ) -> float:
     """What autograd keeps between forward and backward, logits apart; an upper bound where weights are frozen.
 
-    Language model, a token and layer: the two norms' outputs, q, k, v, attention's output twice, two residuals, and the
-    four of the gated unit; in bf16 the norms keep fp32 copies of their inputs. Encoder: likewise, with one hidden layer
-    before and behind GELU. With checkpointing a layer keeps its input, and one layer at a time is run again.
+    Language model, a token and layer: the two norms' outputs, q, k and v (repeated for every query head, as attention
+    span by span keeps them), attention's output twice, two residuals, and the four of the gated unit; in bf16 the norms
+    keep fp32 copies of their inputs. Encoder: likewise, with one hidden layer before and behind GELU. With
+    checkpointing a layer keeps its input, and one layer at a time is run again.
     """
     width = shape.llm_width
-    llm_layer = element * (8 * width + 2 * shape.key_value_width + 4 * shape.llm_ffn) + 8 + 4 * shape.llm_heads
+    llm_layer = element * (10 * width + 4 * shape.llm_ffn) + 8 + 4 * shape.llm_heads
     if element == 2:
         llm_layer += 4 * width
     llm = batch.llm_tokens * (

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2Config
 
+from qwen_audio_train.audio.pack_clips import pack_clips
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
+from qwen_audio_train.samples import AttentionSpans, ClipFeatures
 
 CLIP_FRAMES = 400
 """Of 10 ms; an encoder frame is two of them, an audio token four."""
@@ -45,20 +47,22 @@ def small_model(dtype: torch.dtype = torch.float32, *, checkpointing: bool = Fal
     return model
 
 
-def small_batch(rows: int, row_tokens: int, clips: int, scored: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """One of our batches, with clips of 4 s in the first rows' slots."""
+def small_batch(rows: int, row_tokens: int, clips: int, scored: int, dtype: torch.dtype) -> dict[str, Any]:
+    """One of our batches, ``rows`` samples packed, with clips of 4 s in the first slots."""
     slots = clips * CLIP_FRAMES // 4
-    labels = torch.full((rows, row_tokens), -100)
-    labels.view(-1)[-scored:] = 1
-    return {
-        "input_ids": torch.zeros(rows, row_tokens, dtype=torch.long),
-        "attention_mask": torch.ones(rows, row_tokens, dtype=torch.long),
-        "labels": labels,
+    noise = torch.randn(clips, 80, CLIP_FRAMES).numpy()
+    heard = pack_clips([ClipFeatures(mel, CLIP_FRAMES) for mel in noise])
+    rows_of_batch = {
+        "input_ids": torch.zeros(1, rows * row_tokens, dtype=torch.long),
+        "position_ids": torch.arange(row_tokens).repeat(rows)[None],
+        "spans": AttentionSpans((row_tokens,) * rows),
         "audio_source": torch.arange(slots),
         "audio_target": torch.arange(slots),
-        "mels": torch.randn(clips, 80, CLIP_FRAMES, dtype=dtype),
-        "mel_frames": torch.full((clips,), CLIP_FRAMES),
+        "predict_from": torch.arange(rows * row_tokens - scored - 1, rows * row_tokens - 1),
+        "label_ids": torch.ones(scored, dtype=torch.long),
+        **heard,
     }
+    return {"rows": rows_of_batch | {"mels": heard["mels"].to(dtype)}}
 
 
 def stored(tensors: Iterable[Any]) -> int:
@@ -67,9 +71,9 @@ def stored(tensors: Iterable[Any]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
 
 
-def saved_bytes(model: Any, batch: dict[str, torch.Tensor]) -> int:
+def saved_bytes(model: Any, batch: dict[str, Any]) -> int:
     """What autograd keeps of a forward pass, weights and inputs apart."""
-    own = [*model.parameters(), *model.buffers(), *batch.values(), *python_tensors()]
+    own = [*model.parameters(), *model.buffers(), *python_tensors()]
     known = {tensor.untyped_storage().data_ptr() for tensor in own}
     kept: list[torch.Tensor] = []
 
