@@ -244,7 +244,7 @@ def activation_bytes(
         return llm
     heard = shape.encoder_width
     layer = element * (9 * heard + 2 * shape.encoder_ffn) + 4 * element + 4 * shape.encoder_heads
-    stem = element * (7 * heard + 2 * shape.mel_bins + width / 2)
+    stem = element * (4 * heard + 2 * shape.mel_bins + width / 2)
     return llm + batch.encoder_frames * (_layers(layer, shape.encoder_layers, element * heard, checkpointing) + stem)
 
 
