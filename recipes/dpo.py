@@ -23,7 +23,7 @@ from qwen_audio_train.training.reference_scores import store_reference_scores
 
 
 @recipe("dpo")
-@run.with_state
+@run.to_its_end
 def main(config: DpoRecipeConfig) -> None:
     if run.is_finished(config):
         return
@@ -60,7 +60,6 @@ def main(config: DpoRecipeConfig) -> None:
     )
     run.train(trainer, config, ranks, title="dpo")
     run.save_final(trainer, processor, config, ranks)
-    runtime.stop()
 
 
 if __name__ == "__main__":

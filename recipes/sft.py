@@ -21,7 +21,7 @@ from qwen_audio_train.training.trainer import LikelihoodTrainer
 
 
 @recipe("sft")
-@run.with_state
+@run.to_its_end
 def main(config: SftConfig) -> None:
     if run.is_finished(config):
         return
@@ -43,7 +43,6 @@ def main(config: SftConfig) -> None:
     trainer = LikelihoodTrainer(model=model, args=arguments, batches=batches, checkpoints=config.checkpoint)
     run.train(trainer, config, ranks, title="sft")
     run.save_final(trainer, processor, config, ranks)
-    runtime.stop()
 
 
 if __name__ == "__main__":

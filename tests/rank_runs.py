@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = ["tests.rank_runs_preload"]
@@ -34,13 +35,6 @@ SETTINGS = [
     "runtime.device=cpu",
 ]
 """Weight decay is large, so that parameters that must have none of it would show."""
-
-
-def free_port() -> int:
-    """A port that nothing on this machine listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(

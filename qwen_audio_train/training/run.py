@@ -26,6 +26,7 @@ from qwen_audio_train.pipeline.sources import open_sources
 from qwen_audio_train.tracking.run_folder import CHECKPOINTS, folder_problems, open_run_folder
 from qwen_audio_train.tracking.run_state import State, end_state
 from qwen_audio_train.tracking.writer import MetricWriter
+from qwen_audio_train.training import runtime
 from qwen_audio_train.training.arguments import FINAL
 from qwen_audio_train.training.callbacks.progress import Progress
 from qwen_audio_train.training.callbacks.sign_of_life import SignOfLife
@@ -73,23 +74,29 @@ def open_run(config: StageConfig, ranks: Ranks) -> None:
     ranks.wait()
 
 
-def with_state(main: Callable[[Stage], None]) -> Callable[[Stage], None]:
-    """Let a recipe's ``main`` write down how it ended (``<run.dir>/state.json``)."""
+def to_its_end(main: Callable[[Stage], None]) -> Callable[[Stage], None]:
+    """Let a recipe's ``main`` write down how it ended (``<run.dir>/state.json``) and leave the process group."""
 
     @functools.wraps(main)
-    def stated(config: Stage) -> None:
+    def ended(config: Stage) -> None:
         run_dir = Path(config.run.dir)
         try:
             main(config)
-        except (KeyboardInterrupt, PreemptedError) as stop:
-            end_state(run_dir, State.stopped, str(stop) or "Ctrl-C")
+        except PreemptedError as stop:
+            end_state(run_dir, State.stopped, str(stop))
+            runtime.stop()
+            raise
+        except KeyboardInterrupt:
+            end_state(run_dir, State.stopped, "Ctrl-C")
             raise
         except BaseException as error:
+            # Other ranks may still wait in a collective: leaving the group could wait for them in turn.
             end_state(run_dir, State.failed, f"{type(error).__name__}: {error}")
             raise
         end_state(run_dir, State.finished)
+        runtime.stop()
 
-    return stated
+    return ended
 
 
 def checkpoint_to_resume(config: StageConfig, trainer: PlannedTraining, ranks: Ranks) -> Path | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
+import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,6 +70,22 @@ def stop() -> None:
     """Leave the process group, so that no rank ends while another still talks to it."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A group's threads outlive it while anybody holds it, and DeepSpeed's hooks do. One of gloo's that lets go of
+        # its last tensor only when the interpreter ends aborts the process: exit code -6 of a run that had finished.
+        rests = 0
+        while rests < 2:
+            time.sleep(0.01)  # without the interpreter's lock, which such a thread may wait for
+            rests = 0 if _gloo_is_busy() else rests + 1
+
+
+def _gloo_is_busy(threads: Path = Path("/proc/self/task")) -> bool:
+    """Whether one of its threads wants to run; where there is no such folder, nobody can tell."""
+    for stat in threads.glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            name, _, rest = stat.read_text(encoding="utf-8").partition("(")[2].rpartition(")")
+            if name == "pt_gloo_runloop" and rest.split()[0] == "R":
+                return True
+    return False
 
 
 def check_world(world: int, bins_per_step: int) -> None:
@@ -95,10 +114,10 @@ def _keep_collectives() -> None:
 
 
 def _start_deepspeed(backend: str, timeout: timedelta, *, uses_cpu: bool) -> None:
-    # A single process without a launcher is a world of one.
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+    # A single process without a launcher is a world of one, that nobody else has to find: any free port will do.
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29511")
     if uses_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed  # noqa: PLC0415 - takes seconds to import; only sharded runs pay for it

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
 
+from tests.ports import free_port
 from tests.recipes.test_distributed import STEPS, Stages
 
 pytestmark = [
@@ -35,9 +34,7 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_port(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
 
 
 def on_cpu(stages, stage, adapter):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.numpy import load_file
 from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
 from tests import sets
+from tests.ports import free_port
 
 # One worker runs them all, one after another: each starts processes of its own.
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
@@ -40,13 +40,6 @@ SETTINGS = [
     "runtime.device=cpu",
 ]
 SETS = {"pretrain": sets.pretrain_set, "sft": sets.chat_set, "dpo": sets.preference_set}
-
-
-def free_port() -> str:
-    """A port that nothing on this machine listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 class Stages:
@@ -82,9 +75,9 @@ class Stages:
         if strategy.startswith("single"):
             return [sys.executable]
         if strategy.startswith("accelerate"):
-            port = free_port()
+            port = str(free_port())
             return [str(BIN / "accelerate"), "launch", "--num_processes", "2", "--cpu", "--main_process_port", port]
-        return [*TORCHRUN, free_port()]
+        return [*TORCHRUN, str(free_port())]
 
 
 @pytest.fixture(scope="module")

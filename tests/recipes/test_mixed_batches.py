@@ -17,8 +17,9 @@ from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
 from qwen_audio_train.training.watchdog import HANG_EXIT_CODE
 from tests import sets
+from tests.ports import free_port
 from tests.recipes.mixed import KINDS, KINDS_MET
-from tests.recipes.test_distributed import ROOT, SETTINGS, TORCHRUN, free_port
+from tests.recipes.test_distributed import ROOT, SETTINGS, TORCHRUN
 
 STEPS = int(os.environ.get("MIXED_STEPS", "250"))
 RANKS = int(os.environ.get("MIXED_RANKS", "2"))
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 def torchrun():
     """Begins a command on all ranks."""
-    return [TORCHRUN[0], "--nproc-per-node", str(RANKS), "--master-port", free_port()]
+    return [TORCHRUN[0], "--nproc-per-node", str(RANKS), "--master-port", str(free_port())]
 
 
 def run(folder, name, launcher, *words, steps=STEPS):

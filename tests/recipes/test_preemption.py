@@ -13,7 +13,7 @@ from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
 from qwen_audio_train.tracking.run_state import State, read_state
 from tests import sets
-from tests.recipes.test_distributed import free_port
+from tests.ports import free_port
 from tests.recipes.test_quarantine_stop import WORLD, start
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(400)]
@@ -38,7 +38,7 @@ def end(processes) -> list[int]:
 
 def run(folder, *, stops: bool) -> list[int]:
     """Exit codes of the ranks; the second rank is sent a signal behind the third step."""
-    port = free_port()
+    port = str(free_port())
     processes = [start(folder, rank, port, f"run.max_steps={STEPS}", "data.num_workers=1") for rank in range(WORLD)]
     while stops and len(metrics(folder)) < 3 and all(process.poll() is None for process in processes):
         time.sleep(0.02)

@@ -14,7 +14,8 @@ from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
 from qwen_audio_train.shards.reader import ShardSet
 from tests import sets
-from tests.recipes.test_distributed import ROOT, SETTINGS, free_port
+from tests.ports import free_port
+from tests.recipes.test_distributed import ROOT, SETTINGS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(300)]
 
@@ -52,7 +53,7 @@ def test_all_ranks_stop_at_the_step_that_one_rank_could_not_read(tmp_path, limit
     model, processor = build_tiny(seed=1)
     save_built(model, processor, tmp_path / "model")
     damaged_set(tmp_path / "set", 15)
-    port = free_port()
+    port = str(free_port())
     overrides = [limit, "run.max_steps=10", "batching.llm_tokens_per_bin=128", "batching.bins_per_step=2"]
     processes = [start(tmp_path, rank, port, *overrides) for rank in range(WORLD)]
     deadline = time.monotonic() + 200

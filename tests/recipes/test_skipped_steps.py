@@ -12,7 +12,8 @@ import pytest
 from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
 from tests import sets
-from tests.recipes.test_distributed import ROOT, SETTINGS, TORCHRUN, free_port
+from tests.ports import free_port
+from tests.recipes.test_distributed import ROOT, SETTINGS, TORCHRUN
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 def run(folder, name, fault):
     """A faulty run's loss and learning rate by step, and the lines of what it left out."""
     strategy = name.partition("-")[0]
-    launcher = [sys.executable] if strategy == "single" else [*TORCHRUN, free_port()]
+    launcher = [sys.executable] if strategy == "single" else [*TORCHRUN, str(free_port())]
     command = [*launcher, "-m", "tests.recipes.faulty", "pretrain", fault, f"run.dir={folder / name}", "model=tiny"]
     command += [f"model.start_from={folder / 'model'}", f"data.train={folder / 'set'}", "trainable=all"]
     command += [f"data.cache_dir={folder / 'cache'}", *SETTINGS, f"run.max_steps={STEPS}", *SPIKES]

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from qwen_audio_train.training.watchdog import HANG_EXIT_CODE
-from tests.recipes.test_distributed import ROOT, free_port
+from tests.ports import free_port
+from tests.recipes.test_distributed import ROOT
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(120)]
 
@@ -21,7 +22,7 @@ WORLD = 2
 
 def run(folder, trouble, *, stuck=None):
     """Exit codes and what was said on standard error; ``stuck`` is the rank that cannot end by itself."""
-    port = free_port()
+    port = str(free_port())
     processes = []
     for rank in range(WORLD):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_port
+
 GRACE_SECONDS = 60
 """Between a preempted job's SIGTERM and its end."""
 SILENT_NODE_SECONDS = 6
@@ -87,7 +89,7 @@ class Cluster:
     def start(self) -> None:
         (self.base / "state").mkdir(parents=True)
         host = socket.gethostname().partition(".")[0]
-        ports = free_ports(NUM_NODES + 1)
+        ports = [free_port() for _ in range(NUM_NODES + 1)]
         nodes = "\n".join(
             f"NodeName=node{n} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[n]} CPUs={CPUS} RealMemory=2000"
             for n in range(1, NUM_NODES + 1)
@@ -170,17 +172,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait(timeout=15)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def processes_of(node: str) -> list[int]:

@@ -26,7 +26,8 @@ from qwen_audio_train.model.memory import (
     state_bytes,
 )
 from qwen_audio_train.model.trainable import choose_trainable, lora_config, with_adapter
-from tests.recipes.test_distributed import TORCHRUN, free_port
+from tests.ports import free_port
+from tests.recipes.test_distributed import TORCHRUN
 from tests.unit.model.measured_memory import CLIP_FRAMES, saved_bytes, small_batch, small_model, stored
 
 ROOT = CONFIG_DIR.parent
@@ -85,7 +86,7 @@ def test_states_of_one_process(adapter):
 @pytest.mark.xdist_group("distributed")
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (2, "bfloat16"), (3, "bfloat16")])
 def test_states_of_two_ranks_under_deepspeed(stage, dtype):
-    command = [*TORCHRUN, free_port(), "tests/unit/model/measured_memory.py", str(stage), dtype]
+    command = [*TORCHRUN, str(free_port()), "tests/unit/model/measured_memory.py", str(stage), dtype]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False

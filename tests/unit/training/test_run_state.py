@@ -28,7 +28,7 @@ def config(folder):
     ],
 )
 def test_how_a_recipe_ends_is_written_down_and_raised_on(tmp_path, raised, state, reason):
-    @run.with_state
+    @run.to_its_end
     def main(_config):
         write_state(tmp_path, RunState.of_this_process("sft", 1))
         if raised is not None:
@@ -46,7 +46,7 @@ def test_a_run_that_was_refused_its_folder_leaves_the_others_state_alone(tmp_pat
     write_state(tmp_path, RunState(State.running, "sft", host="elsewhere", process=1))
     before = (tmp_path / "state.json").read_bytes()
 
-    @run.with_state
+    @run.to_its_end
     def main(_config):
         raise ValueError
 
