@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from qwen_audio_train.config.adapter import AdapterConfig, AdapterKind
 from qwen_audio_train.config.trainable import TrainableConfig
 from qwen_audio_train.model.memory import MicroBatch, ModelShape, Sharding, activation_bytes, state_bytes
 from qwen_audio_train.model.trainable import choose_trainable, lora_config, with_adapter
+from tests.ports import free_port
 from tests.unit.model.measured_memory import CLIP_FRAMES, saved_bytes, small_batch, small_model, stored
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,10 +52,7 @@ def one_process(name: str, dtype: torch.dtype, adapter: AdapterConfig) -> Iterat
 
 def two_ranks(name: str, stage: int) -> Iterator[tuple[str, str, float, float]]:
     """The same of a rank of two under DeepSpeed, in bf16."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     command += ["tests/unit/model/measured_memory.py", str(stage), "bfloat16"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

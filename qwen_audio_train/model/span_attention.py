@@ -18,7 +18,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -100,6 +100,30 @@ class PackedRow:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(self.device, non_blocking=True)
 
 
+class _Call(NamedTuple):
+    """What a kernel is given. Query (1, H, S, D), key and value (1, Hkv, S, D); it returns (1, S, H, D)."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    row: PackedRow
+    is_causal: bool
+    scaling: float | None
+    dropout: float
+
+    def repeated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value, (1, H, S, D): once for each query head."""
+        num_groups = self.query.shape[1] // self.key.shape[1]
+        return repeat_kv(self.key, num_groups), repeat_kv(self.value, num_groups)
+
+    def flat(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(positions, heads, D) of each; keys and values of all spans one after another."""
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (self.query, self.key, self.value))
+        if self.row.key_rows is not None:
+            k, v = k.index_select(0, self.row.key_rows), v.index_select(0, self.row.key_rows)
+        return q.contiguous(), k.contiguous(), v.contiguous()
+
+
 def choose_kernel(wanted: AttentionKernel, device: torch.device, dtype: torch.dtype) -> AttentionKernel:
     """What ``auto`` stands for on this device, or ``wanted`` itself if it can run there.
 
@@ -145,7 +169,7 @@ def attend(
     spans.num_uses += 1
     is_causal = bool(getattr(module, "is_causal", True))
     run = _splits if dropout else _KERNELS[spans.kernel]
-    return run(query, key, value, spans, is_causal, scaling, dropout), None
+    return run(_Call(query, key, value, spans, is_causal, scaling, dropout)), None
 
 
 AttentionInterface.register(SPANS, attend)
@@ -160,27 +184,19 @@ def _require_plain(kwargs: dict[str, Any], spans: PackedRow) -> None:
         )
 
 
-def _splits(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row: PackedRow,
-    is_causal: bool,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    num_groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, num_groups), repeat_kv(value, num_groups)
+def _splits(call: _Call) -> torch.Tensor:
+    row = call.row
     # One split of the row: slices would each cost a row of zeros in the backward pass.
-    queries = query.split(row.spans.lengths, dim=2)
-    keys, values = _keys_of_spans(key, row), _keys_of_spans(value, row)
+    queries = call.query.split(row.spans.lengths, dim=2)
+    keys, values = (_keys_of_spans(rows, row) for rows in call.repeated())
     outputs = []
     for q, k, v in zip(queries, keys, values, strict=True):
-        is_continued = is_causal and k.shape[2] > q.shape[2]
+        is_continued = call.is_causal and k.shape[2] > q.shape[2]
         mask = row.continuation_mask(q.shape[2], k.shape[2]) if is_continued else None
+        is_causal = call.is_causal and mask is None
         outputs.append(
             scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal and mask is None, scale=scaling
+                q, k, v, attn_mask=mask, dropout_p=call.dropout, is_causal=is_causal, scale=call.scaling
             ).transpose(1, 2)
         )
     return torch.cat(outputs, dim=1)
@@ -202,85 +218,48 @@ def _keys_of_spans(rows: torch.Tensor, row: PackedRow) -> list[torch.Tensor]:
     return found
 
 
-def _mask(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row: PackedRow,
-    is_causal: bool,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
-    num_groups = query.shape[1] // key.shape[1]
-    mask = row.dense_mask.tril() if is_causal else row.dense_mask
+def _mask(call: _Call) -> torch.Tensor:
+    mask = call.row.dense_mask.tril() if call.is_causal else call.row.dense_mask
     return scaled_dot_product_attention(
-        query, repeat_kv(key, num_groups), repeat_kv(value, num_groups), mask, dropout_p=dropout, scale=scaling
+        call.query, *call.repeated(), mask, dropout_p=call.dropout, scale=call.scaling
     ).transpose(1, 2)
 
 
-def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row: PackedRow,
-    is_causal: bool,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
+def _varlen(call: _Call) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every torch
 
-    q, k, v = _flat(query, key, value, row)
+    row = call.row
     output: Any = varlen_attn(
-        q,
-        k,
-        v,
+        *call.flat(),
         row.query_offsets,
         row.key_offsets,
         max(row.spans.lengths),
         max(row.num_keys),
-        scale=scaling,
-        window_size=(-1, 0) if is_causal else (-1, -1),
-        enable_gqa=q.shape[1] != k.shape[1],
+        scale=call.scaling,
+        window_size=(-1, 0) if call.is_causal else (-1, -1),
+        enable_gqa=call.query.shape[1] != call.key.shape[1],
     )
     rows: torch.Tensor = output[None]
     return rows
 
 
-def _flash_attn(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row: PackedRow,
-    is_causal: bool,
-    scaling: float | None,
-    dropout: float,
-) -> torch.Tensor:
+def _flash_attn(call: _Call) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func  # noqa: PLC0415 - optional package
 
-    q, k, v = _flat(query, key, value, row)
+    row = call.row
     output: torch.Tensor = flash_attn_varlen_func(
-        q,
-        k,
-        v,
+        *call.flat(),
         row.query_offsets,
         row.key_offsets,
         max(row.spans.lengths),
         max(row.num_keys),
-        softmax_scale=scaling,
-        causal=is_causal,
+        softmax_scale=call.scaling,
+        causal=call.is_causal,
     )
     return output[None]
 
 
-def _flat(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: PackedRow) -> tuple[torch.Tensor, ...]:
-    """(positions, heads, D) of each; keys and values of all spans one after another."""
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    if row.key_rows is not None:
-        k, v = k.index_select(0, row.key_rows), v.index_select(0, row.key_rows)
-    return q.contiguous(), k.contiguous(), v.contiguous()
-
-
-_KERNELS: Final[dict[AttentionKernel, Callable[..., torch.Tensor]]] = {
+_KERNELS: Final[dict[AttentionKernel, Callable[[_Call], torch.Tensor]]] = {
     AttentionKernel.splits: _splits,
     AttentionKernel.mask: _mask,
     AttentionKernel.varlen: _varlen,
