@@ -23,7 +23,7 @@ from qwen_audio_train.audio.draws import augmentation_key
 from qwen_audio_train.errors import SampleError, ShardError
 from qwen_audio_train.pipeline.clips import ClipSource, EncodedSource
 from qwen_audio_train.pipeline.collate import ClipInput, Collator, num_tokens
-from qwen_audio_train.pipeline.loading import BinReader, Draw, Job, JobSampler, jobs, outlive_signals
+from qwen_audio_train.pipeline.loading import BinReader, Draw, Job, JobSampler, begin_worker, jobs
 from qwen_audio_train.pipeline.measure import ALL, Selection
 from qwen_audio_train.pipeline.quarantine import Failure, Limits, MicroBatch, Quarantine
 from qwen_audio_train.pipeline.reference_scores import REFERENCE_KEYS, ReferenceScores
@@ -279,12 +279,12 @@ class PlannedBatches:
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=begin_worker,
             # A loader draws a number when it starts: from here, so that a resumed run's dropout stays in step.
             generator=torch.Generator(),
         )
         if self.num_workers:
-            # Workers outlive one SIGTERM (``outlive_signals``), and one is all that Python sends them at its exit
+            # Workers outlive one SIGTERM (``begin_worker``), and one is all that Python sends them at its exit
             # before it waits for them: so the loader ends them first.
             Finalize(None, _end_workers, args=(weakref.ref(loader),), exitpriority=0)
         return loader

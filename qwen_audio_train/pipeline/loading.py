@@ -6,7 +6,11 @@ workers: it can fetch that bin's bytes while it makes the one before.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -82,8 +86,16 @@ class JobSampler(Sampler[Job]):
         return self._length
 
 
-def outlive_signals(_worker: int) -> None:
-    """In a worker process: leave the signals that stop a run to the run.
+def begin_worker(_worker: int) -> None:
+    """In a worker process: end with the run, and not before it."""
+    outlive_signals()
+    run = multiprocessing.parent_process()
+    if run is not None:
+        threading.Thread(target=_end_with, args=(run.sentinel,), name="end-with-run", daemon=True).start()
+
+
+def outlive_signals() -> None:
+    """Leave the signals that stop a run to the run.
 
     Terminals and schedulers signal every process of a job, and a loader whose worker ends by it fails the run before
     its checkpoint. A worker ends with its loader or its run. One that hangs gets a SIGTERM from each, so that the
@@ -96,6 +108,14 @@ def outlive_signals(_worker: int) -> None:
 
 def _end_at_the_next(number: int, _frame: Any) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+def _end_with(sentinel: int) -> None:
+    """Torch's worker looks for another parent process to know that its run was killed. Under a fork server, Python's
+    default from 3.14 on, the server is the parent and lives as long as its workers do: they would stay for ever.
+    """
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _draws(planned: Bin) -> list[Draw]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from torch.utils.data import get_worker_info
 
+from qwen_audio_train.config.load import CONFIG_DIR
 from qwen_audio_train.model.load import load_processor
 from qwen_audio_train.pipeline.batches import PlannedBatches
-from qwen_audio_train.pipeline.loading import jobs, outlive_signals
+from qwen_audio_train.pipeline.loading import begin_worker, jobs
 from qwen_audio_train.pipeline.quarantine import MicroBatch
 from qwen_audio_train.pipeline.stage import Front, stage_batches
 from qwen_audio_train.shards.reader import ShardSet
@@ -174,7 +178,7 @@ def test_jobs(ahead, following):
 WORKERS = """
 import os, subprocess, time
 from torch.utils.data import DataLoader, Dataset
-from qwen_audio_train.pipeline.loading import outlive_signals
+from qwen_audio_train.pipeline.loading import begin_worker
 
 class Items(Dataset):
     def __len__(self):
@@ -182,7 +186,7 @@ class Items(Dataset):
     def __getitem__(self, i):
         return os.getpid()
 
-items = iter(DataLoader(Items(), num_workers=2, batch_size=None, worker_init_fn=outlive_signals))
+items = iter(DataLoader(Items(), num_workers=2, batch_size=None, worker_init_fn=begin_worker))
 workers = {int(next(items)) for _ in range(2)}
 assert len(workers) == 2 and os.getpid() not in workers
 for name in ("USR1", "INT", "TERM"):
@@ -197,13 +201,53 @@ def test_workers_outlive_the_signals_that_stop_a_run():
     subprocess.run([sys.executable, "-c", WORKERS], check=True, timeout=100)
 
 
+KILLED = """
+import os, signal, sys
+from torch.utils.data import DataLoader, Dataset
+from qwen_audio_train.pipeline.loading import begin_worker
+
+class Items(Dataset):
+    def __len__(self):
+        return 8
+    def __getitem__(self, i):
+        return os.getpid()
+
+if __name__ == "__main__":
+    loader = DataLoader(
+        Items(), num_workers=2, batch_size=None, worker_init_fn=begin_worker, multiprocessing_context=sys.argv[1]
+    )
+    items = iter(loader)
+    print(*{int(next(items)) for _ in range(2)}, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("started_by", ["fork", "forkserver", "spawn"])
+def test_workers_of_a_run_that_was_killed_end_too(tmp_path, started_by):
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(CONFIG_DIR.parent)}
+    # Not a pipe: workers that stay would hold it open.
+    with (tmp_path / "said").open("w") as said:
+        done = subprocess.run(
+            [sys.executable, program, started_by], stdout=said, env=environment, check=False, timeout=100
+        )
+    assert done.returncode == -signal.SIGKILL
+    workers = [int(number) for number in (tmp_path / "said").read_text().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{number}").exists() for number in workers):
+        assert time.monotonic() < deadline, "they stay"
+        time.sleep(0.1)
+
+
 HUNG = """
 import subprocess, time
 from multiprocessing import Process
 from qwen_audio_train.pipeline.loading import outlive_signals
 
 def hang():
-    outlive_signals(0)
+    outlive_signals()
     for _ in range(600):
         time.sleep(0.1)
 
@@ -222,4 +266,4 @@ def test_a_worker_that_hangs_does_not_keep_its_run_from_ending():
 
 
 def test_a_runs_workers_outlive_signals(made):
-    assert made[0].loader().worker_init_fn is outlive_signals
+    assert made[0].loader().worker_init_fn is begin_worker
