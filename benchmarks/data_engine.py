@@ -30,6 +30,7 @@ from benchmarks.data_engine_scaling import SAMPLES_PER_SHARD, medians, scaling
 from benchmarks.synthetic_index import write_speech_set
 
 PACKAGES = ("numpy", "soundfile", "webdataset", "xxhash")
+BY_SIZE = ("open_seconds", "first_batch_seconds", "samples_per_second", "audio_seconds_per_second", "private_mb")
 GOALS = {
     "raw_ratio": ">= 5",
     "raw_ratio_with_record": "",
@@ -90,10 +91,7 @@ def _summary(raw: dict[str, Any]) -> dict[str, Any]:
         "unused_llm_tokens": packed["unused_llm_tokens"],
         "rank_imbalance": packed["rank_imbalance"],
         "distinct_shards": raw["distinct_shards"],
-        "open_seconds": {size: medians(found["open_seconds"]) for size, found in by_size.items()},
-        "first_batch_seconds": {size: medians(found["first_batch_seconds"]) for size, found in by_size.items()},
-        "samples_per_second": {size: medians(found["samples_per_second"]) for size, found in by_size.items()},
-        "private_mb": {size: medians(found["private_mb"]) for size, found in by_size.items()},
+        **{name: {size: medians(found[name]) for size, found in by_size.items()} for name in BY_SIZE},
     }
 
 
@@ -114,9 +112,9 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"{name:28} {result[name]!s:>12}")
     lines += [f"{name:28} {count:>12}  distinct shards of {512}" for name, count in result["distinct_shards"].items()]
     for size in result["first_batch_seconds"]:
-        for name in ("open_seconds", "first_batch_seconds", "samples_per_second", "private_mb"):
+        for name in BY_SIZE:
             places = "  ".join(f"{float(place):.0%}: {value:g}" for place, value in result[name][size].items())
-            lines.append(f"{int(size):>11,} entries {name:22} {places}")
+            lines.append(f"{int(size):>11,} entries {name:24} {places}")
     return "\n".join(lines)
 
 

@@ -27,9 +27,12 @@ BATCH_SAMPLES = 512
 LHOTSE_BUCKETS = 30
 
 
+ENCODER_HZ = 50
+
+
 def tokens_of(seconds: npt.NDArray[np.floating]) -> tuple[IntArray, IntArray]:
-    """Language-model tokens (25 a second and 15 to 120 of text) and encoder frames (50 a second), shape (count,)."""
-    frames = np.ceil(seconds * 50).astype(np.int32)
+    """Language-model tokens (25 a second and 15 to 120 of text) and encoder frames (50), shape (count,)."""
+    frames = np.ceil(seconds * ENCODER_HZ).astype(np.int32)
     text = np.random.default_rng(0).integers(15, 121, len(frames))
     return ((frames + 1) // 2 + text).astype(np.int32), frames
 

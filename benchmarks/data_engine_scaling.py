@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
-from benchmarks.data_engine_plan import BUDGET, tokens_of
+from benchmarks.data_engine_plan import BUDGET, ENCODER_HZ, tokens_of
 from benchmarks.synthetic_index import write_speech_set, write_synthetic_set
 from qwen_audio_train.plan.sources import Source
 from qwen_audio_train.plan.steps import Plan
@@ -95,14 +95,18 @@ def _measure(directory: Path, place: float, num_steady: int) -> dict[str, Any]:
     numbers = [number for planned_bin in step.bins for number in planned_bin.samples.tolist()]
     while len(numbers) < num_steady:
         numbers += [number for planned_bin in next(steps).bins for number in planned_bin.samples.tolist()]
+    audio_seconds = float(frames[numbers[:num_steady]].sum()) / ENCODER_HZ
     steady = time.perf_counter()
     _read(shards, numbers[:num_steady])
+    seconds = time.perf_counter() - steady
     return {
         "open_seconds": round(opened - started, 4),
         "first_batch_seconds": round(ready - opened, 4),
         "first_plan_seconds": round(planned - opened, 4),
         "first_batch_samples": first,
-        "samples_per_second": round(num_steady / (time.perf_counter() - steady), 1),
+        "samples_per_second": round(num_steady / seconds, 1),
+        # The bins of a step hold clips of like length: samples of different steps are not alike.
+        "audio_seconds_per_second": round(audio_seconds / seconds, 1),
         "private_mb": _private_mb(),
     }
 
