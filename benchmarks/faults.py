@@ -12,10 +12,14 @@ the fault itself; ``wrong_resumes`` runs that ended well with something differen
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
+import platform
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from benchmarks.fault_kinds import (
     world_changes,
 )
 
+PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft")
 PLAIN = [Case(stage, "auto", 1) for stage in ("pretrain", "sft", "dpo")]
 SHARDED = [Case("pretrain", sharding, 2) for sharding in ("zero1", "zero2", "zero3")]
 
@@ -76,6 +81,11 @@ def sampled_faults(runs: Runs, report: Report) -> None:
     one_step_off(runs, report, plain)
 
 
+def _where() -> dict[str, Any]:
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "versions": versions}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the table goes")
@@ -84,13 +94,17 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.monotonic()
     report = Report()
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        runs = Runs.make(arguments.keep or Path(folder))
-        (sampled_faults if arguments.quick else all_faults)(runs, report)
-    table: dict[str, Any] = {**report.sums(), "seconds": round(time.monotonic() - started), "rows": report.rows}
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({name: value for name, value in table.items() if name != "rows"}, indent=1))
+    is_whole = False
+    try:
+        with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+            runs = Runs.make(arguments.keep or Path(folder))
+            (sampled_faults if arguments.quick else all_faults)(runs, report)
+        is_whole = True
+    finally:  # what an interrupted run has found so far is worth keeping
+        sums = {**report.sums(), "is_whole": is_whole, "seconds": round(time.monotonic() - started), **_where()}
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps({**sums, "rows": report.rows}, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(sums, indent=1))
     return 0 if report.is_good() else 1
 
 
