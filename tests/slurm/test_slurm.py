@@ -106,13 +106,21 @@ class Desk:
         self.python.write_text(PYTHON.format(python=sys.executable, recorder=ROOT / "tests/slurm/recorded_recipe.py"))
         self.python.chmod(self.python.stat().st_mode | stat.S_IXUSR)
 
-    def submit(self, stage: str, name: str, *options: str, partition: str = "calm", hold: int = 0) -> Run:
+    def submit(
+        self, stage: str, name: str, *options: str, partition: str = "calm", hold: int = 0, sharding: str = "auto"
+    ) -> Run:
         run_dir, record = self.folder / name, self.folder / f"{name}-record"
         record.mkdir(exist_ok=True)
         arguments = [stage, "--nodes=2", "--cpu-processes=1", "--cpus-per-process=1", f"--partition={partition}"]
         arguments += [f"--python={self.python}", f"--export=RECORD_DIR={record}", f"--export=HOLD_AFTER_STEP={hold}"]
         arguments += ["--time=10", f"--export=PYTHONPATH={ROOT}", *options]
-        arguments += [*SETTINGS, f"run.dir={run_dir}", f"run.max_steps={STEPS}", "checkpoint.every_steps=2"]
+        arguments += [
+            f"runtime={sharding}",
+            *SETTINGS,
+            f"run.dir={run_dir}",
+            f"run.max_steps={STEPS}",
+            "checkpoint.every_steps=2",
+        ]
         arguments += [f"model.start_from={self.workshop.folder / 'model'}", f"data.cache_dir={self.folder / 'cache'}"]
         arguments += [f"data.train={self.workshop.folder / stage}", *(["model=tiny"] if stage == "pretrain" else [])]
         before = set(self.cluster.ask("squeue", "--noheader", "--format=%A").split())
@@ -199,8 +207,12 @@ def test_a_stage_runs_on_two_nodes(desk, undisturbed, stage):
     assert (state.state, state.world, state.slurm_job) == (State.finished, 2, run.number)
 
 
-def test_a_preempted_job_saves_is_requeued_and_ends_alike(desk, undisturbed):
-    run = desk.submit("pretrain", "preempted", partition="low", hold=HELD_AFTER)
+@pytest.mark.parametrize("sharding", ["auto", "zero2"])
+def test_a_preempted_job_saves_is_requeued_and_ends_alike(desk, undisturbed, sharding):
+    run = desk.submit("pretrain", f"preempted-{sharding}", partition="low", hold=HELD_AFTER, sharding=sharding)
+    whole = undisturbed["pretrain"]
+    if sharding != "auto":
+        whole = desk.submit("pretrain", f"undisturbed-{sharding}", sharding=sharding)
     desk.until_held(run)
     everything = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     higher = desk.cluster.ask("sbatch", "--parsable", *everything).strip()
@@ -211,7 +223,7 @@ def test_a_preempted_job_saves_is_requeued_and_ends_alike(desk, undisturbed):
     assert saved[-1] == f"checkpoint-{HELD_AFTER + 1}", "the step that was under way is kept"
     assert read_state(run.folder).state is State.stopped
     wait_until(lambda: desk.cluster.job(higher)["JobState"] == "COMPLETED", 60, lambda: "the other job does not end")
-    assert_ends_like(desk, run, undisturbed["pretrain"])
+    assert_ends_like(desk, run, whole)
     assert run.starts() == 2
 
 
