@@ -10,6 +10,8 @@ from tests.invariants import test_equals_stock as on_cpu
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
+TOLERANCE = 1e-4
+"""CUDA's kernels for stock's shapes and ours sum in other orders."""
 CLIPS = [481, 642, 800, 961, 16_000, 16_159, 33_333, 47_999, 160_001, 479_999, 480_000]
 MIXED_ROWS = [[961], [], [33_333, 642], [47_999], [160_001, 16_159], [480_000]]
 
@@ -35,15 +37,15 @@ def pair():
 
 @pytest.mark.parametrize("num_samples", CLIPS)
 def test_one_clip_equals_stock(pair, num_samples):
-    on_cpu.check(pair, [[num_samples]])
+    on_cpu.check(pair, [[num_samples]], tolerance=TOLERANCE)
 
 
 def test_mixed_batch_equals_stock_one_by_one(pair):
-    on_cpu.check(pair, MIXED_ROWS)
+    on_cpu.check(pair, MIXED_ROWS, tolerance=TOLERANCE)
 
 
 def test_text_only_batch_equals_stock(pair):
-    on_cpu.check(pair, [[], []])
+    on_cpu.check(pair, [[], []], tolerance=TOLERANCE)
 
 
 @torch.no_grad()
