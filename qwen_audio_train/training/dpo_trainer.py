@@ -95,17 +95,23 @@ class AudioDPOTrainer(PlannedTraining, DPOTrainer):
             return {**others, "audio_states": policy.encode(**clips)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """trl's metrics as means over pairs: of all micro-batches since the last line, on all ranks."""
+        """trl's metrics as means over pairs: of all micro-batches since the last line, on all ranks.
+
+        A micro-batch without a finite value (an empty one, or one whose step was left out) has no part in the mean.
+        """
         gathered = self._metrics["train"]
         gathered.pop("num_tokens", None)  # counts this rank only; tokens_per_second counts all
         names = sorted(gathered)
-        weights = torch.tensor(self._pairs_of_metrics, dtype=torch.float64)
-        sums = [float((torch.tensor(gathered[name], dtype=torch.float64) * weights).sum()) for name in names]
-        totals = torch.tensor([*sums, float(weights.sum())], dtype=torch.float64)
+        pairs = torch.tensor(self._pairs_of_metrics, dtype=torch.float64)
+        values = torch.tensor([gathered[name] for name in names], dtype=torch.float64).reshape(len(names), len(pairs))
+        weights = pairs * values.isfinite()
+        totals = torch.stack([(values.nan_to_num() * weights).sum(dim=1), weights.sum(dim=1)])
         if self.args.world_size > 1:
             totals = self.accelerator.reduce(totals.to(self.args.device), reduction="sum").cpu()
-        for name, total in zip(names, totals[:-1].tolist(), strict=True):
-            gathered[name] = [total / max(float(totals[-1]), 1.0)]
+        gathered.clear()
+        for name, total, weight in zip(names, *totals.tolist(), strict=True):
+            if weight:
+                gathered[name] = [total / weight]
         self._pairs_of_metrics.clear()
         super().log(logs, start_time)
 

@@ -114,6 +114,22 @@ def test_metrics_are_means_over_pairs_not_over_micro_batches(workshop, tmp_path)
     assert not math.isclose(whole["rewards/chosen"], 0, abs_tol=1e-3)
 
 
+def test_a_micro_batch_without_a_number_has_no_part_in_the_means(workshop, tmp_path):
+    trainer = workshop.trainer("dpo", workshop.config("dpo", tmp_path))
+    values = {
+        "rewards/margins": [1.0, math.nan, 3.0],
+        "rewards/chosen": [math.inf] * 3,
+        "entropy": [2.0, 2.0, math.nan],
+    }
+    trainer._metrics["train"].update(values)
+    trainer._pairs_of_metrics = [1, 5, 3]
+    logs = {"loss": 1.0}
+    trainer.log(logs)
+    assert logs["rewards/margins"] == (1 * 1.0 + 3 * 3.0) / 4
+    assert logs["entropy"] == 2.0
+    assert "rewards/chosen" not in logs
+
+
 def test_every_metric_is_gathered_by_the_accelerator_we_take_away():
     source = inspect.getsource(DPOTrainer._compute_loss)
     gathers = source.count("self.accelerator.gather(") + source.count("self.accelerator.gather_for_metrics(")
