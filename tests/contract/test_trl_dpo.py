@@ -116,6 +116,7 @@ def test_metrics_are_means_over_pairs_not_over_micro_batches(workshop, tmp_path)
 
 def test_a_micro_batch_without_a_number_has_no_part_in_the_means(workshop, tmp_path):
     trainer = workshop.trainer("dpo", workshop.config("dpo", tmp_path))
+    trainer.model.train()  # metrics are kept by the model's mode
     values = {
         "rewards/margins": [1.0, math.nan, 3.0],
         "rewards/chosen": [math.inf] * 3,
