@@ -230,7 +230,8 @@ def activation_bytes(
 
     Language model, a token and layer: the two norms' outputs, q, k and v (repeated for every query head, as attention
     span by span keeps them), attention's output twice, two residuals, and the four of the gated unit; in bf16 the norms
-    keep fp32 copies of their inputs. Encoder: likewise, with one hidden layer before and behind GELU. With
+    keep fp32 copies of their inputs. Encoder: likewise, with one hidden layer before and behind GELU; its stem keeps
+    the first convolution's output and what the second one reads (two frames each), and the second one's output. With
     checkpointing a layer keeps its input, and one layer at a time is run again.
     """
     width = shape.llm_width
@@ -244,7 +245,7 @@ def activation_bytes(
         return llm
     heard = shape.encoder_width
     layer = element * (9 * heard + 2 * shape.encoder_ffn) + 4 * element + 4 * shape.encoder_heads
-    stem = element * (4 * heard + 2 * shape.mel_bins + width / 2)
+    stem = element * (5 * heard + 2 * shape.mel_bins + width / 2)
     return llm + batch.encoder_frames * (_layers(layer, shape.encoder_layers, element * heard, checkpointing) + stem)
 
 
