@@ -15,8 +15,9 @@ the keys of prefix and span, and one call serves plain rows and the rows of pref
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +30,8 @@ from transformers.masking_utils import sdpa_mask
 from qwen_audio_train.config.model import AttentionKernel
 from qwen_audio_train.errors import ConfigError
 from qwen_audio_train.samples import AttentionSpans
+
+logger = logging.getLogger(__name__)
 
 SPANS: Final = "qwen_audio_train_spans"
 """Name under which transformers knows the function."""
@@ -128,24 +131,52 @@ def choose_kernel(wanted: AttentionKernel, device: torch.device, dtype: torch.dt
     """What ``auto`` stands for on this device, or ``wanted`` itself if it can run there.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, or gives something else than ``splits`` there.
     """
     is_half = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    has_flash = importlib.util.find_spec("flash_attn") is not None
-    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     if wanted is AttentionKernel.auto:
-        if not is_half:
-            return AttentionKernel.splits
-        fast = AttentionKernel.varlen if has_varlen else AttentionKernel.splits
-        return AttentionKernel.flash_attn if has_flash else fast
-    needs_cuda = wanted in (AttentionKernel.varlen, AttentionKernel.flash_attn)
-    missing = (wanted is AttentionKernel.flash_attn and not has_flash) or (
-        wanted is AttentionKernel.varlen and not has_varlen
+        fast = [kernel for kernel, module in _FLASH_MODULES.items() if is_half and importlib.util.find_spec(module)]
+        return next((kernel for kernel in fast if agrees_with_splits(kernel, device, dtype)), AttentionKernel.splits)
+    if wanted not in _FLASH_MODULES:
+        return wanted
+    if importlib.util.find_spec(_FLASH_MODULES[wanted]) is None:
+        why = "is not installed"
+    elif not is_half:
+        why = f"needs 16-bit values on CUDA; this is {dtype} on {device.type}"
+    elif not agrees_with_splits(wanted, device, dtype):
+        why = f"does not give what splits gives on {device} (see the log)"
+    else:
+        return wanted
+    raise ConfigError(f"model.attention={wanted.value} {why}: choose splits, or auto")
+
+
+@cache
+@torch.no_grad()
+def agrees_with_splits(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a kernel gives what ``splits`` gives on a small row with prefixes; asked once, before its first use.
+
+    Where a causal mask is aligned if keys outnumber queries is a convention of libraries, which has changed before. A
+    kernel that follows another one would train on wrong answers without a word.
+    """
+    spans = AttentionSpans((5, 4, 2, 3, 1), (0, 0, 0, 0, 11), (0, 3, 5, 0, 3))
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, spans.num_positions, 64, generator=draw).to(device, dtype) for heads in (4, 2, 2)
     )
-    if (needs_cuda and not is_half) or missing:
-        why = "is not installed" if missing else f"needs 16-bit values on CUDA; this is {dtype} on {device.type}"
-        raise ConfigError(f"model.attention={wanted.value} {why}: choose splits, or auto")
-    return wanted
+    for is_causal in (True, False):
+        found = []
+        for candidate in (AttentionKernel.splits, kernel):
+            call = _Call(query, key, value, PackedRow(spans, candidate, device), is_causal, None, 0.0)
+            try:
+                found.append(_KERNELS[candidate](call).float())
+            except RuntimeError as error:
+                logger.warning("Attention by %s cannot run on %s: %s", candidate.value, device, error)
+                return False
+        difference = float((found[0] - found[1]).abs().max())
+        if difference > _ROUNDING:
+            logger.warning("Attention by %s is off by %.2g on %s: not used", kernel.value, difference, device)
+            return False
+    return True
 
 
 def attend(
@@ -259,6 +290,13 @@ def _flash_attn(call: _Call) -> torch.Tensor:
     return output[None]
 
 
+_FLASH_MODULES: Final = {
+    AttentionKernel.flash_attn: "flash_attn",
+    AttentionKernel.varlen: "torch.nn.attention.varlen",
+}
+"""The fastest first."""
+_ROUNDING: Final = 0.05
+"""Of outputs around 1 in 16 bits; a key too many or too few moves them by tenths."""
 _KERNELS: Final[dict[AttentionKernel, Callable[[_Call], torch.Tensor]]] = {
     AttentionKernel.splits: _splits,
     AttentionKernel.mask: _mask,

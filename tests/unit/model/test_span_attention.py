@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qwen_audio_train.config.model import AttentionKernel
 from qwen_audio_train.errors import ConfigError
-from qwen_audio_train.model.span_attention import PackedRow, attend, choose_kernel
+from qwen_audio_train.model.span_attention import PackedRow, agrees_with_splits, attend, choose_kernel
 from qwen_audio_train.samples import AttentionSpans
 
 CPU = torch.device("cpu")
@@ -130,8 +130,48 @@ def test_a_window_longer_than_every_span_changes_nothing():
     assert torch.equal(plain, windowed)
 
 
+@pytest.fixture
+def fresh_checks():
+    """Answers of kernels that a test has replaced must not stay."""
+    agrees_with_splits.cache_clear()
+    yield
+    agrees_with_splits.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.varlen, AttentionKernel.flash_attn])
+def test_a_kernel_that_keeps_the_convention_agrees_with_splits(kernel, flash_kernels, fresh_checks):
+    assert agrees_with_splits(kernel, CPU, torch.bfloat16)
+
+
+def test_a_causal_mask_aligned_to_the_first_key_is_noticed(flash_kernels, fresh_checks, monkeypatch, caplog):
+    def aligned_to_the_start(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        outputs = []
+        for (a, b), (c, d) in zip(cu_q.unfold(0, 2, 1).tolist(), cu_k.unfold(0, 2, 1).tolist(), strict=True):
+            one = [t.transpose(0, 1)[None] for t in (q[a:b], k[c:d], v[c:d])]
+            is_causal = window_size == (-1, 0)
+            outputs.append(scaled_dot_product_attention(*one, is_causal=is_causal, scale=scale, enable_gqa=True)[0])
+        return torch.cat([o.transpose(0, 1) for o in outputs])
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", aligned_to_the_start)
+    assert not agrees_with_splits(AttentionKernel.varlen, CPU, torch.bfloat16)
+    assert "varlen is off by" in caplog.text
+
+
+def test_a_kernel_that_fails_is_not_used(fresh_checks, monkeypatch, caplog):
+    def unsupported(*_, **__):
+        raise RuntimeError("no kernel for this head width")
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", unsupported)
+    assert not agrees_with_splits(AttentionKernel.varlen, CPU, torch.bfloat16)
+    assert "no kernel for this head width" in caplog.text
+
+
 def test_auto_takes_the_fastest_that_there_is(monkeypatch):
     cuda, auto = torch.device("cuda"), AttentionKernel.auto
+    wrong = set()
+    monkeypatch.setattr(
+        "qwen_audio_train.model.span_attention.agrees_with_splits", lambda kernel, *_: kernel not in wrong
+    )
     assert choose_kernel(auto, CPU, torch.bfloat16) is AttentionKernel.splits
     assert choose_kernel(auto, cuda, torch.float32) is AttentionKernel.splits
     assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.varlen
@@ -139,6 +179,10 @@ def test_auto_takes_the_fastest_that_there_is(monkeypatch):
     known = {"flash_attn": object(), "torch.nn.attention.varlen": object()}
     monkeypatch.setattr("importlib.util.find_spec", known.get)
     assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.flash_attn
+    wrong.add(AttentionKernel.flash_attn)
+    assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.varlen
+    with pytest.raises(ConfigError, match="does not give what splits gives"):
+        choose_kernel(AttentionKernel.flash_attn, cuda, torch.bfloat16)
     known.clear()
     assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.splits
     with pytest.raises(ConfigError, match="is not installed"):
