@@ -45,7 +45,7 @@ SHARDED = [Case("pretrain", sharding, 2) for sharding in ("zero1", "zero2", "zer
 
 
 def all_faults(runs: Runs, report: Report) -> None:
-    """Some 400 points."""
+    """Some 600 points."""
     for case in PLAIN:
         kill_at_operations(runs, report, case, rank=0, every=5)
         kill_at_steps(runs, report, case, steps=range(1, 7))
@@ -55,6 +55,8 @@ def all_faults(runs: Runs, report: Report) -> None:
         kill_one_rank(runs, report, case, ranks=range(case.world), steps=(2, 5))
         damaged_files(runs, report, case)
     kill_one_rank(runs, report, Case("sft", "auto", 4), ranks=range(4), steps=(4,))
+    for sharding in ("auto", "zero1", "zero2", "zero3"):
+        kill_one_rank(runs, report, Case("pretrain", sharding, 4), ranks=(1,), steps=(4,))
     stopped_rank(runs, report, Case("pretrain", "zero2", 2))
     damaged_files(runs, report, PLAIN[0])
     latest_removed(runs, report, PLAIN[0])

@@ -42,8 +42,10 @@ def trainer_arguments(config: StageConfig, *, ranks: Ranks, num_steps: int) -> d
         "bf16": config.runtime.autocast_bfloat16 or _shards_bfloat16(config),
         "deepspeed": config.runtime.deepspeed,
         "use_cpu": ranks.uses_cpu,
-        # Every parameter that trains takes part in every batch, whatever it holds: nothing needs to be looked for.
-        "ddp_find_unused_parameters": False,
+        # Every parameter that trains takes part in every batch: nothing needs to be looked for. But without looking,
+        # DDP rearranges its buckets after a process's first step; from three ranks on that changes the order of sums,
+        # and a resumed run would be another one in the last bit. The CPU is where runs are compared bit for bit.
+        "ddp_find_unused_parameters": ranks.uses_cpu and ranks.world > 2,
         "ddp_backend": None if ranks.world == 1 else "gloo" if ranks.uses_cpu else "nccl",
         "seed": config.run.seed,
         "logging_steps": config.tracking.log_every_steps,

@@ -28,6 +28,13 @@ def test_kills_lose_nothing_and_resumes_are_exact(runs):
     assert all(row["was_killed"] for row in report.rows)
 
 
+def test_sums_over_four_ranks_keep_their_order_over_a_resume(runs):
+    """Two ranks would not show it: of two numbers the sum is the same in any order."""
+    report = Report()
+    fault_kinds.kill_one_rank(runs, report, Case("pretrain", "auto", 4), ranks=(1,), steps=(4,))
+    assert report.is_good(), report.rows
+
+
 def test_a_rank_that_dies_while_it_flushes_is_not_waited_for(runs):
     """The first rank waits for its list, in the background."""
     report = Report()
