@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,20 @@ OVERRIDES = {
 }
 ROUNDING = 1e-4
 """Relative difference of losses that another order of summing may make."""
+
+
+KINDS = {
+    "SIGKILL .* before operation": "SIGKILL before a file operation of a save",
+    "SIGKILL .* from the beginning": "SIGKILL of a rank in a step",
+    "SIGKILL .* gone on with": "the same, gone on with another number of ranks",
+    "SIGSTOP": "SIGSTOP of a rank",
+    "flipped bit": "a flipped bit in a file of the newest checkpoint",
+    "latest removed": "`latest` removed",
+    "disk full": "disk full while saving",
+    "read-only folder in": "folder read-only while saving",
+    "started in": "started in a read-only folder",
+}
+"""Beginnings of rows' faults, as patterns, and what the table calls them."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,21 @@ class Report:
             "wrong_resume_is_caught": all(row["caught"] for row in self.rows if "caught" in row),
             "not_tried": [row["fault"] for row in self.rows if "not_tried" in row],
         }
+
+    def table(self) -> str:
+        """Markdown: a line a kind of fault."""
+        lines = [
+            "| fault | runs | tried | lost work | wrong resumes | longest recovery, s |",
+            "|---|---|---:|---:|---:|---:|",
+        ]
+        for pattern, name in KINDS.items():
+            rows = [row for row in self.rows if re.match(pattern, row["fault"]) and "not_tried" not in row]
+            if rows:
+                cases = "; ".join(sorted({row["case"] for row in rows}))
+                lost, wrong = sum(row["lost_work"] for row in rows), sum(bool(row["differences"]) for row in rows)
+                longest = max(row["recovery_seconds"] for row in rows)
+                lines.append(f"| {name} | {cases} | {len(rows)} | {lost} | {wrong} | {longest:.1f} |")
+        return "\n".join(lines)
 
     def is_good(self) -> bool:
         """Nothing lost, nothing wrong, and a wrong one would have been seen."""

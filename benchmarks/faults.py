@@ -106,7 +106,7 @@ def main() -> int:
         sums = {**report.sums(), "is_whole": is_whole, "seconds": round(time.monotonic() - started), **_where()}
         if arguments.json is not None:
             arguments.json.write_text(json.dumps({**sums, "rows": report.rows}, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(sums, indent=1))
+        print(f"{report.table()}\n{json.dumps(sums, indent=1)}")
     return 0 if report.is_good() else 1
 
 
