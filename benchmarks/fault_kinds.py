@@ -201,9 +201,9 @@ def operations(runs: Runs, case: Case, rank: int) -> list[str]:
     codes = rank_runs.finish(runs.start(case, run_dir, fault))
     if codes != [0] * case.world:
         raise RuntimeError(f"counting operations of {case} ended with {codes}\n{rank_runs.told(run_dir)}")
-    below = f"{run_dir / 'checkpoints'}/"
     shutil.rmtree(run_dir)
-    return [line.partition(" ")[2].replace(below, "") for line in log.read_text().splitlines()]
+    said = log.read_text().replace(f"{run_dir / 'checkpoints'}/", "").replace(f"{run_dir}/", "")
+    return [line.partition(" ")[2] for line in said.splitlines()]
 
 
 def _settled(run_dir: Path) -> int:
