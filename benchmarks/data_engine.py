@@ -9,14 +9,11 @@ One process and one thread at a time, page cache warm, the sides of a comparison
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from tqdm import tqdm
 from benchmarks.data_engine_plan import WINDOW_SAMPLES, distinct_shards, lhotse_sampler, planning
 from benchmarks.data_engine_reads import decoded_reads, raw_reads
 from benchmarks.data_engine_scaling import SAMPLES_PER_SHARD, medians, scaling
+from benchmarks.machine import machine
 from benchmarks.synthetic_index import write_speech_set
 
 PACKAGES = ("numpy", "soundfile", "webdataset", "xxhash")
@@ -71,7 +69,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         raw["distinct_shards"] = distinct_shards()
         bar.update()
         raw["scaling"] = scaling(folder, sizes, 1 if args.quick else 3, 50 if args.quick else 1000, bar)
-    return {**_summary(raw), **_machine(), "load_average": [load_before, os.getloadavg()], "raw": raw}
+    return {**_summary(raw), **machine(PACKAGES), "load_average": [load_before, os.getloadavg()], "raw": raw}
 
 
 def _summary(raw: dict[str, Any]) -> dict[str, Any]:
@@ -92,16 +90,6 @@ def _summary(raw: dict[str, Any]) -> dict[str, Any]:
         "rank_imbalance": packed["rank_imbalance"],
         "distinct_shards": raw["distinct_shards"],
         **{name: {size: medians(found[name]) for size, found in by_size.items()} for name in BY_SIZE},
-    }
-
-
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": sorted(names), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
 
 

@@ -28,8 +28,6 @@ OVERRIDES = {
 }
 ROUNDING = 1e-4
 """Relative difference of losses that another order of summing may make."""
-
-
 KINDS = {
     "SIGKILL .* before operation": "SIGKILL before a file operation of a save",
     "SIGKILL .* from the beginning": "SIGKILL of a rank in a step",

@@ -12,16 +12,11 @@ the fault itself; ``wrong_resumes`` runs that ended well with something differen
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -38,6 +33,7 @@ from benchmarks.fault_kinds import (
     stopped_rank,
     world_changes,
 )
+from benchmarks.machine import machine
 
 PACKAGES = ("torch", "deepspeed", "transformers", "trl", "peft")
 PLAIN = [Case(stage, "auto", 1) for stage in ("pretrain", "sft", "dpo")]
@@ -83,11 +79,6 @@ def sampled_faults(runs: Runs, report: Report) -> None:
     one_step_off(runs, report, plain)
 
 
-def _where() -> dict[str, Any]:
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    return {"date": datetime.date.today().isoformat(), "cores": os.cpu_count(), "versions": versions}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the table goes")
@@ -103,7 +94,12 @@ def main() -> int:
             (sampled_faults if arguments.quick else all_faults)(runs, report)
         is_whole = True
     finally:  # what an interrupted run has found so far is worth keeping
-        sums = {**report.sums(), "is_whole": is_whole, "seconds": round(time.monotonic() - started), **_where()}
+        sums = {
+            **report.sums(),
+            "is_whole": is_whole,
+            "seconds": round(time.monotonic() - started),
+            **machine(PACKAGES),
+        }
         if arguments.json is not None:
             arguments.json.write_text(json.dumps({**sums, "rows": report.rows}, indent=1) + "\n", encoding="utf-8")
         print(f"{report.table()}\n{json.dumps(sums, indent=1)}")

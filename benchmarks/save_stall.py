@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import sys
@@ -27,12 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch.distributed as dist
 import transformers.trainer
 
+from benchmarks.machine import machine
 from qwen_audio_train.model.build import build_from_parts, save_built
 from qwen_audio_train.model.sizes import DEFAULT_LANGUAGES, NewLanguageModel, tiny_whisper
 from qwen_audio_train.training import run
 from qwen_audio_train.training.saving import Saver
 from tests import rank_runs, sets
 
+PACKAGES = ("torch", "deepspeed", "transformers")
 STEPS = 6
 EVERY_STEPS = 2
 WORLD = 2
@@ -142,7 +143,7 @@ def main() -> int:
         num_parameters = build(folder / "model", arguments.width, arguments.layers)
         sets.pretrain_set(folder / "set")
         rows = [measure(folder, sharding) for sharding in ("zero2", "zero3")]
-    table = {"parameters": num_parameters, "ranks": WORLD, "cores": os.cpu_count(), "rows": rows}
+    table = {**machine(PACKAGES), "parameters": num_parameters, "ranks": WORLD, "rows": rows}
     print(json.dumps(table, indent=1))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

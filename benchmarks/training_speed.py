@@ -14,13 +14,10 @@ operations (benchmarks/step_costs.py).
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import sys
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.both_sides import BothSides
 from benchmarks.data_wait import data_wait
+from benchmarks.machine import machine
 from benchmarks.padding import padding
 from benchmarks.random_model import SIZES, Dimensions
 from benchmarks.row_scaling import row_scaling
@@ -262,18 +260,6 @@ class Bench:
         }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where and with what this was measured."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    cpus = sorted({line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")})
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"gpu": gpu, "cpu": cpus, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write results and every repetition there")
@@ -289,7 +275,8 @@ def main() -> None:
     settings = quick(settings) if args.quick else settings
     if args.repetitions:
         settings = replace(settings, repetitions=args.repetitions)
-    told = {**machine(device), "size": "quick" if args.quick else args.size}
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    told = {**machine(PACKAGES, gpu=gpu, threads=torch.get_num_threads()), "size": "quick" if args.quick else args.size}
     print(json.dumps(told), flush=True)
     load_before = os.getloadavg()
     result = {**told, **Bench(settings, device).run(), "load_average": [load_before, os.getloadavg()]}

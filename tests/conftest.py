@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
 
 from tests.stage_runs import Workshop
-
-# On CPUs with bf16 instructions it says at every import, after pytest's summary too, that it lacks an optional package.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session")

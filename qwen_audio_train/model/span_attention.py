@@ -127,8 +127,9 @@ class _Call(NamedTuple):
         return q.contiguous(), k.contiguous(), v.contiguous()
 
 
+@cache
 def choose_kernel(wanted: AttentionKernel, device: torch.device, dtype: torch.dtype) -> AttentionKernel:
-    """What ``auto`` stands for on this device, or ``wanted`` itself if it can run there.
+    """What ``auto`` stands for on this device, or ``wanted`` itself if it can run there. Found out once a process.
 
     Raises:
         ConfigError: it cannot, or gives something else than ``splits`` there.
@@ -150,10 +151,9 @@ def choose_kernel(wanted: AttentionKernel, device: torch.device, dtype: torch.dt
     raise ConfigError(f"model.attention={wanted.value} {why}: choose splits, or auto")
 
 
-@cache
 @torch.no_grad()
 def agrees_with_splits(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a kernel gives what ``splits`` gives on a small row with prefixes; asked once, before its first use.
+    """Whether a kernel gives what ``splits`` gives on a small row with prefixes.
 
     Where a causal mask is aligned if keys outnumber queries is a convention of libraries, which has changed before. A
     kernel that follows another one would train on wrong answers without a word.

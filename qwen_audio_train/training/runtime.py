@@ -20,6 +20,7 @@ from qwen_audio_train.config.runtime import Device, RuntimeConfig
 from qwen_audio_train.errors import ConfigError
 
 _AFTER_WATCHDOG_SECONDS = 300.0
+_GLOO_RESTS_SECONDS = 5.0
 _TIMEOUT_WITHOUT_WATCHDOG = timedelta(seconds=1800)
 
 
@@ -72,8 +73,8 @@ def stop() -> None:
         dist.destroy_process_group()
         # A group's threads outlive it while anybody holds it, and DeepSpeed's hooks do. One of gloo's that lets go of
         # its last tensor only when the interpreter ends aborts the process: exit code -6 of a run that had finished.
-        rests = 0
-        while rests < 2:
+        rests, deadline = 0, time.monotonic() + _GLOO_RESTS_SECONDS
+        while rests < 2 and time.monotonic() < deadline:
             time.sleep(0.01)  # without the interpreter's lock, which such a thread may wait for
             rests = 0 if _gloo_is_busy() else rests + 1
 

@@ -130,20 +130,12 @@ def test_a_window_longer_than_every_span_changes_nothing():
     assert torch.equal(plain, windowed)
 
 
-@pytest.fixture
-def fresh_checks():
-    """Answers of kernels that a test has replaced must not stay."""
-    agrees_with_splits.cache_clear()
-    yield
-    agrees_with_splits.cache_clear()
-
-
 @pytest.mark.parametrize("kernel", [AttentionKernel.varlen, AttentionKernel.flash_attn])
-def test_a_kernel_that_keeps_the_convention_agrees_with_splits(kernel, flash_kernels, fresh_checks):
+def test_a_kernel_that_keeps_the_convention_agrees_with_splits(kernel, flash_kernels):
     assert agrees_with_splits(kernel, CPU, torch.bfloat16)
 
 
-def test_a_causal_mask_aligned_to_the_first_key_is_noticed(flash_kernels, fresh_checks, monkeypatch, caplog):
+def test_a_causal_mask_aligned_to_the_first_key_is_noticed(flash_kernels, monkeypatch, caplog):
     def aligned_to_the_start(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
         outputs = []
         for (a, b), (c, d) in zip(cu_q.unfold(0, 2, 1).tolist(), cu_k.unfold(0, 2, 1).tolist(), strict=True):
@@ -157,7 +149,7 @@ def test_a_causal_mask_aligned_to_the_first_key_is_noticed(flash_kernels, fresh_
     assert "varlen is off by" in caplog.text
 
 
-def test_a_kernel_that_fails_is_not_used(fresh_checks, monkeypatch, caplog):
+def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog):
     def unsupported(*_, **__):
         raise RuntimeError("no kernel for this head width")
 
@@ -167,26 +159,39 @@ def test_a_kernel_that_fails_is_not_used(fresh_checks, monkeypatch, caplog):
 
 
 def test_auto_takes_the_fastest_that_there_is(monkeypatch):
+    choose = choose_kernel.__wrapped__  # it answers once a process, and this machine changes
     cuda, auto = torch.device("cuda"), AttentionKernel.auto
     wrong = set()
     monkeypatch.setattr(
         "qwen_audio_train.model.span_attention.agrees_with_splits", lambda kernel, *_: kernel not in wrong
     )
-    assert choose_kernel(auto, CPU, torch.bfloat16) is AttentionKernel.splits
-    assert choose_kernel(auto, cuda, torch.float32) is AttentionKernel.splits
-    assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.varlen
-    assert choose_kernel(AttentionKernel.mask, cuda, torch.bfloat16) is AttentionKernel.mask
+    assert choose(auto, CPU, torch.bfloat16) is AttentionKernel.splits
+    assert choose(auto, cuda, torch.float32) is AttentionKernel.splits
+    assert choose(auto, cuda, torch.bfloat16) is AttentionKernel.varlen
+    assert choose(AttentionKernel.mask, cuda, torch.bfloat16) is AttentionKernel.mask
     known = {"flash_attn": object(), "torch.nn.attention.varlen": object()}
     monkeypatch.setattr("importlib.util.find_spec", known.get)
-    assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.flash_attn
+    assert choose(auto, cuda, torch.bfloat16) is AttentionKernel.flash_attn
     wrong.add(AttentionKernel.flash_attn)
-    assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.varlen
+    assert choose(auto, cuda, torch.bfloat16) is AttentionKernel.varlen
     with pytest.raises(ConfigError, match="does not give what splits gives"):
-        choose_kernel(AttentionKernel.flash_attn, cuda, torch.bfloat16)
+        choose(AttentionKernel.flash_attn, cuda, torch.bfloat16)
     known.clear()
-    assert choose_kernel(auto, cuda, torch.bfloat16) is AttentionKernel.splits
+    assert choose(auto, cuda, torch.bfloat16) is AttentionKernel.splits
     with pytest.raises(ConfigError, match="is not installed"):
-        choose_kernel(AttentionKernel.flash_attn, cuda, torch.bfloat16)
+        choose(AttentionKernel.flash_attn, cuda, torch.bfloat16)
+
+
+def test_the_choice_costs_a_step_nothing(monkeypatch):
+    """It is asked for every row of every forward, and looks for packages on the disk."""
+    asked = (AttentionKernel.auto, torch.device("cuda:7"), torch.bfloat16)
+    looked = []
+    monkeypatch.setattr("importlib.util.find_spec", looked.append)
+    try:
+        assert {choose_kernel(*asked) for _ in range(3)} == {AttentionKernel.splits}
+        assert sorted(looked) == ["flash_attn", "torch.nn.attention.varlen"]
+    finally:
+        choose_kernel.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", [AttentionKernel.varlen])

@@ -175,8 +175,8 @@ def test_jobs(ahead, following):
     assert [tuple(job) for job in jobs(iter(range(4)), ahead)] == list(zip(range(4), following, strict=True))
 
 
-WORKERS = """
-import os, subprocess, time
+ITEMS = """
+import os, signal, subprocess, sys, time
 from torch.utils.data import DataLoader, Dataset
 from qwen_audio_train.pipeline.loading import begin_worker
 
@@ -185,7 +185,10 @@ class Items(Dataset):
         return 8
     def __getitem__(self, i):
         return os.getpid()
-
+"""
+WORKERS = (
+    ITEMS
+    + """
 items = iter(DataLoader(Items(), num_workers=2, batch_size=None, worker_init_fn=begin_worker))
 workers = {int(next(items)) for _ in range(2)}
 assert len(workers) == 2 and os.getpid() not in workers
@@ -194,6 +197,7 @@ for name in ("USR1", "INT", "TERM"):
 time.sleep(0.3)
 assert {int(item) for item in items} == workers
 """
+)
 
 
 def test_workers_outlive_the_signals_that_stop_a_run():
@@ -201,17 +205,9 @@ def test_workers_outlive_the_signals_that_stop_a_run():
     subprocess.run([sys.executable, "-c", WORKERS], check=True, timeout=100)
 
 
-KILLED = """
-import os, signal, sys
-from torch.utils.data import DataLoader, Dataset
-from qwen_audio_train.pipeline.loading import begin_worker
-
-class Items(Dataset):
-    def __len__(self):
-        return 8
-    def __getitem__(self, i):
-        return os.getpid()
-
+KILLED = (
+    ITEMS
+    + """
 if __name__ == "__main__":
     loader = DataLoader(
         Items(), num_workers=2, batch_size=None, worker_init_fn=begin_worker, multiprocessing_context=sys.argv[1]
@@ -220,6 +216,7 @@ if __name__ == "__main__":
     print(*{int(next(items)) for _ in range(2)}, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
+)
 
 
 @pytest.mark.parametrize("started_by", ["fork", "forkserver", "spawn"])

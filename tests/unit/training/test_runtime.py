@@ -25,6 +25,18 @@ def test_only_a_running_gloo_thread_is_waited_for(tmp_path, threads, busy):
     assert runtime._gloo_is_busy(tmp_path) is busy
 
 
+@pytest.mark.parametrize(("busy", "least", "most"), [([True] * 3 + [False] * 9, 5, 5), ([True] * 9, 2, 8)])
+def test_a_run_waits_until_threads_rest_but_not_for_ever(monkeypatch, busy, least, most):
+    """Twice in a row they must rest; a finished run must end even if one of them never does."""
+    looks = []
+    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(runtime.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(runtime, "_GLOO_RESTS_SECONDS", 0.05 if all(busy) else 5.0)
+    monkeypatch.setattr(runtime, "_gloo_is_busy", lambda: looks.append(0) or busy[min(len(looks), len(busy)) - 1])
+    runtime.stop()
+    assert least <= len(looks) <= most
+
+
 def test_this_systems_threads_can_be_read():
     ready, end = threading.Event(), threading.Event()
 
