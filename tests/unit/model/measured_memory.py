@@ -15,8 +15,10 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioEncoderConfig, Qwen2Config
 
 from qwen_audio_train.audio.pack_clips import pack_clips
+from qwen_audio_train.config.runtime import Device, RuntimeConfig
 from qwen_audio_train.model.efficient import EfficientQwen2Audio
 from qwen_audio_train.samples import AttentionSpans, ClipFeatures
+from qwen_audio_train.training import runtime
 
 CLIP_FRAMES = 400
 """Of 10 ms; an encoder frame is two of them, an audio token four."""
@@ -97,10 +99,9 @@ def python_tensors() -> list[torch.Tensor]:
 
 def zero_states(stage: int, dtype: torch.dtype) -> dict[str, int]:
     """Bytes on this rank behind one step of DeepSpeed's engine."""
+    runtime.start(RuntimeConfig(device=Device.cpu, deepspeed=f"zero{stage}"), seed=0)
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo", verbose=False)
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": dtype is torch.bfloat16},
@@ -120,7 +121,9 @@ def zero_states(stage: int, dtype: torch.dtype) -> dict[str, int]:
     else:
         weights = list(model.parameters())
         masters = list(wrapped.single_partition_of_fp32_groups)
-    return {"weights": stored(weights), "optimiser": stored([*masters, *moments])}
+    states = {"weights": stored(weights), "optimiser": stored([*masters, *moments])}
+    runtime.stop()
+    return states
 
 
 if __name__ == "__main__":
