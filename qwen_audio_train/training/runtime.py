@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -61,6 +62,9 @@ def start(runtime: RuntimeConfig, *, seed: int) -> Ranks:
         _start_deepspeed(backend, timeout, uses_cpu=uses_cpu)
     elif world > 1 and not dist.is_initialized():
         dist.init_process_group(backend, timeout=timeout)
+    if dist.is_initialized() and uses_cpu:
+        atexit.unregister(_let_gloo_rest)  # once, however often this process joins a group
+        atexit.register(_let_gloo_rest)
     rank = dist.get_rank() if dist.is_initialized() else 0
     _seed(seed, deterministic=runtime.deterministic)
     _quieten(rank)
@@ -71,12 +75,18 @@ def stop() -> None:
     """Leave the process group, so that no rank ends while another still talks to it."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        # A group's threads outlive it while anybody holds it, and DeepSpeed's hooks do. One of gloo's that lets go of
-        # its last tensor only when the interpreter ends aborts the process: exit code -6 of a run that had finished.
-        rests, deadline = 0, time.monotonic() + _GLOO_RESTS_SECONDS
-        while rests < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)  # without the interpreter's lock, which such a thread may wait for
-            rests = 0 if _gloo_is_busy() else rests + 1
+
+
+def _let_gloo_rest() -> None:
+    """Wait until no thread of gloo's is at work, before the interpreter ends.
+
+    They outlive their group while anybody holds it, and DeepSpeed's hooks do. One that lets go of its last tensor only
+    when the interpreter ends aborts the process: exit code -6 of a run that had finished.
+    """
+    rests, deadline = 0, time.monotonic() + _GLOO_RESTS_SECONDS
+    while rests < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)  # without the interpreter's lock, which such a thread may wait for
+        rests = 0 if _gloo_is_busy() else rests + 1
 
 
 def _gloo_is_busy(threads: Path = Path("/proc/self/task")) -> bool:

@@ -28,7 +28,6 @@ from qwen_audio_train.plan.steps import Plan
 from qwen_audio_train.prompts.tasks import wording_choice
 from qwen_audio_train.samples import Lengths
 from qwen_audio_train.shards.reader import ShardSet
-from qwen_audio_train.training import runtime
 
 NUM_STEPS = 48
 BINS_PER_STEP = 8
@@ -112,4 +111,4 @@ def rank_of_run(folder: Path, rendezvous: Path, rank: int, world: int, workers: 
                     os.replace(staged, position)
             time.sleep(SECONDS_PER_STEP)
     assert next(loader, None) is None, "the run ends where it should"
-    runtime.stop()
+    dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -29,11 +31,9 @@ def test_only_a_running_gloo_thread_is_waited_for(tmp_path, threads, busy):
 def test_a_run_waits_until_threads_rest_but_not_for_ever(monkeypatch, busy, least, most):
     """Twice in a row they must rest; a finished run must end even if one of them never does."""
     looks = []
-    monkeypatch.setattr(runtime.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(runtime.dist, "destroy_process_group", lambda: None)
     monkeypatch.setattr(runtime, "_GLOO_RESTS_SECONDS", 0.05 if all(busy) else 5.0)
     monkeypatch.setattr(runtime, "_gloo_is_busy", lambda: looks.append(0) or busy[min(len(looks), len(busy)) - 1])
-    runtime.stop()
+    runtime._let_gloo_rest()
     assert least <= len(looks) <= most
 
 
@@ -58,3 +58,37 @@ def test_this_systems_threads_can_be_read():
         thread.join()
     # A thread that was joined may still be on its way out.
     assert any(not runtime._gloo_is_busy() for _ in range(2000))
+
+
+LEAVES_WHILE_GLOO_WORKS = """
+import hashlib, sys, threading, time
+import torch.distributed as dist
+from qwen_audio_train.config.runtime import Device, RuntimeConfig
+from qwen_audio_train.training import runtime
+
+def work():
+    open("/proc/thread-self/comm", "w").write("pt_gloo_runloop")
+    started.set()
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        hashlib.sha256(bytes(10**6))  # without the interpreter's lock
+    print("let go of its last tensor", flush=True)
+
+started = threading.Event()
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=0, world_size=1)
+runtime.start(RuntimeConfig(device=Device.cpu), seed=0)
+threading.Thread(target=work, daemon=True).start()
+started.wait()
+if sys.argv[2] == "stops":
+    runtime.stop()
+else:
+    raise SystemExit("trouble")
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("stops", 0), ("fails", 1)])
+def test_a_program_that_joined_does_not_end_under_gloos_threads(tmp_path, end, code):
+    command = [sys.executable, "-c", LEAVES_WHILE_GLOO_WORKS, f"file://{tmp_path / 'rendezvous'}", end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "let go of its last tensor\n", done.stderr
+    assert done.returncode == code
