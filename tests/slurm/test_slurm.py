@@ -29,8 +29,11 @@ from tests.stage_runs import Workshop
 ROOT = CONFIG_DIR.parent
 STEPS = 6
 HELD_AFTER = 3
-PATIENCE_SECONDS = 200
+PATIENCE_SECONDS = 400
 SETTLING_SECONDS = 3
+LIMIT_MINUTES = 10
+"""More than any job takes."""
+ENDED = ("COMPLETED", "CANCELLED", "FAILED")
 COMPARED = ("step", "loss", "grad_norm", "learning_rate", "supervised_tokens", "pairs", "rewards/margins", "epoch")
 
 
@@ -100,6 +103,7 @@ class Desk:
 
     def __init__(self, cluster: Cluster, workshop: Workshop, folder: Path) -> None:
         self.cluster, self.workshop, self.folder = cluster, workshop, folder
+        self.runs: list[Run] = []
         self.seen: dict[str, list[str]] = {}
         self.pending_since: dict[str, float] = {}
         self.python = folder / "python"
@@ -113,7 +117,7 @@ class Desk:
         record.mkdir(exist_ok=True)
         arguments = [stage, "--nodes=2", "--cpu-processes=1", "--cpus-per-process=1", f"--partition={partition}"]
         arguments += [f"--python={self.python}", f"--export=RECORD_DIR={record}", f"--export=HOLD_AFTER_STEP={hold}"]
-        arguments += ["--time=10", f"--export=PYTHONPATH={ROOT}", *options]
+        arguments += [f"--time={LIMIT_MINUTES}", f"--export=PYTHONPATH={ROOT}", *options]
         arguments += [
             f"runtime={sharding}",
             *SETTINGS,
@@ -126,20 +130,31 @@ class Desk:
         before = set(self.cluster.ask("squeue", "--noheader", "--format=%A").split())
         assert submit.main(arguments) == 0
         (number,) = set(self.cluster.ask("squeue", "--noheader", "--format=%A").split()) - before
-        return Run(number, stage, run_dir, record)
+        run = Run(number, stage, run_dir, record)
+        self.runs.append(run)
+        return run
 
     def state(self, run: Run) -> str:
-        """Of the job, noted."""
-        fields = self.cluster.job(run.number)
-        state, seen = fields["JobState"], self.seen.setdefault(run.number, [])
+        """Of the job, noted, as are those of all others that have not ended."""
+        for other in self.runs:
+            if other is run or self.seen.get(other.number, [""])[-1] not in ENDED:
+                self._note(other.number)
+        return self.seen[run.number][-1]
+
+    def _note(self, number: str) -> None:
+        fields = self.cluster.job(number)
+        state, seen = fields["JobState"], self.seen.setdefault(number, [])
         if not seen or seen[-1] != state:
             seen.append(state)
         if state != "PENDING" or fields["Restarts"] == "0":
-            self.pending_since.pop(run.number, None)
-        elif time.monotonic() - self.pending_since.setdefault(run.number, time.monotonic()) > SETTLING_SECONDS:
+            self.pending_since.pop(number, None)
+        elif time.monotonic() - self.pending_since.setdefault(number, time.monotonic()) > SETTLING_SECONDS:
             # Slurm lets a requeued job wait for two minutes, until what was left of it is surely gone.
-            self.cluster.ask("scontrol", "update", f"jobid={run.number}", "starttime=now", check=False)
-        return state
+            self.limit(number, LIMIT_MINUTES, "starttime=now")
+
+    def limit(self, number: str, minutes: int, *more: str) -> None:
+        """Change a job's time limit, which counts from its start."""
+        self.cluster.ask("scontrol", "update", f"jobid={number}", f"timelimit={minutes}", *more, check=False)
 
     def until(self, run: Run, *states: str) -> None:
         states += ("FAILED",)
@@ -168,9 +183,14 @@ def desk(workshop, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def timed(desk):
-    """Started first: a job whose limit is a minute, which it spends waiting. Slurm warns up to 30 s too early."""
-    run = desk.submit("sft", "timed", "--time=1", "--save-margin=5", "--export=SAVE_SECONDS=40", hold=HELD_AFTER)
+    """Started first: a job whose limit comes near while it waits, not before it has taken its steps: then it is set.
+
+    Slurm warns up to 30 s too early or too late, so that a minute or more is left to save in.
+    """
+    run = desk.submit("sft", "timed", "--save-margin=60", "--export=SAVE_SECONDS=50", hold=HELD_AFTER)
     desk.until_held(run)
+    hours, minutes, _ = desk.cluster.job(run.number)["RunTime"].split(":")
+    desk.limit(run.number, 60 * int(hours) + int(minutes) + 3)
     return run
 
 
