@@ -19,6 +19,8 @@ from qwen_audio_train.model.sizes import build_tiny
 from tests import rank_runs, sets
 
 STEPS = 6
+PATIENCE_SECONDS = 60.0
+"""For the others of a rank that has died to end by themselves."""
 EVERY_STEPS = 2
 MAKERS = {"pretrain": sets.pretrain_set, "sft": sets.chat_set, "dpo": sets.preference_set}
 OVERRIDES = {
@@ -232,7 +234,7 @@ def outcome(run_dir: Path) -> Outcome:
     return Outcome(rank_runs.losses(run_dir), rank_runs.keys(run_dir), hashlib.sha256(weights.read_bytes()).hexdigest())
 
 
-def end_after_first_death(ranks: Sequence[Any], *, patience_seconds: float = 15.0) -> float:
+def end_after_first_death(ranks: Sequence[Any], *, patience_seconds: float = PATIENCE_SECONDS) -> float:
     """Wait for a rank to end by the fault, then end the others as a launcher does, at once or when they did not end by
     themselves. Seconds that the others took."""
     while all(process.is_alive() for process in ranks):

@@ -1,6 +1,7 @@
 """Ports for servers of tests: from below the range that the system itself gives to outgoing connections.
 
 A port of that range may be handed to any connection between the moment it is found free and the moment it is used.
+From 20000 on they are those of batch jobs (scripts/slurm/job.sh).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import itertools
 import os
 import socket
 
-_FIRST, _COUNT = 10_000, 22_000
+_FIRST, _COUNT = 10_000, 10_000
 # Each process begins elsewhere, so that test workers side by side do not find the same port free.
 _next = itertools.count(os.getpid() * 101)
 

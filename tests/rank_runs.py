@@ -63,7 +63,7 @@ def start(
     return ranks
 
 
-def finish(ranks: Sequence[Any], seconds: float = 200) -> list[int | None]:
+def finish(ranks: Sequence[Any], seconds: float = 500) -> list[int | None]:
     """Exit codes; None for a rank that had to be killed because it did not end in time."""
     for process in ranks:
         process.join(seconds)

@@ -32,6 +32,7 @@ from qwen_audio_train.shards.reader import ShardSet
 NUM_STEPS = 48
 BINS_PER_STEP = 8
 SECONDS_PER_STEP = 0.03
+SECONDS_HELD = 600
 WEIGHTS = {"large": Fraction(3, 4), "small": Fraction(1, 4)}
 
 
@@ -88,8 +89,8 @@ def unbroken(folder: Path) -> dict[int, list[Any]]:
     return {step: bins[step * BINS_PER_STEP : (step + 1) * BINS_PER_STEP] for step in range(NUM_STEPS)}
 
 
-def rank_of_run(folder: Path, rendezvous: Path, rank: int, world: int, workers: int) -> None:
-    """One process of a run; goes on where the position stands."""
+def rank_of_run(folder: Path, rendezvous: Path, rank: int, world: int, workers: int, held_at: int | None) -> None:
+    """One process of a run; goes on where the position stands. At ``held_at``, if any, it waits to be killed."""
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     batches = planned(folder, rank=rank, world=world, workers=workers)
     position = folder / "position.json"
@@ -98,6 +99,8 @@ def rank_of_run(folder: Path, rendezvous: Path, rank: int, world: int, workers: 
     loader = iter(batches.loader())
     with (folder / "log.jsonl").open("a") as log:
         for step in range(batches.start_step, NUM_STEPS):
+            if step == held_at:
+                time.sleep(SECONDS_HELD)
             mine = [told(next(loader)) for _ in range(batches.bins_per_rank)]
             everyones: list[Any] = [None] * world
             dist.all_gather_object(everyones, mine)

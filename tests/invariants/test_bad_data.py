@@ -506,7 +506,6 @@ def read_pairs(shards: ShardSet) -> dict[str, tuple[str, bytes]]:
     return pairs
 
 
-@pytest.mark.timeout(60)
 def test_random_damage_before_indexing(tmp_path: Path) -> None:
     """What passes for another text was another text when it was indexed; the audio is still the one it names."""
     tar, truth = small_tar()
@@ -531,7 +530,6 @@ def test_random_damage_before_indexing(tmp_path: Path) -> None:
     assert num_same > 25
 
 
-@pytest.mark.timeout(60)
 def test_random_damage_after_indexing(tmp_path: Path) -> None:
     tar, truth = small_tar()
     path = tmp_path / "toy-000000.tar"

@@ -16,10 +16,12 @@ import pytest
 from tests import sets
 from tests.invariants import chain
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
 
 CHAIN = [(4, 2, 12), (2, 0, 30), (8, 1, None)]
 """Ranks, workers, and how many steps are in the log when all are killed."""
+STEPS_TO_KILL_IN = 8
+"""A run that is not killed so many steps later, since this process was kept waiting, waits for it."""
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,9 @@ def logged(folder) -> list[dict[str, Any]]:
     context.set_forkserver_preload(["tests.invariants.chain"])
     for world, workers, kill_at in CHAIN:
         rendezvous = folder / f"rendezvous-{world}"
+        held_at = None if kill_at is None else kill_at + STEPS_TO_KILL_IN
         ranks = [
-            context.Process(target=chain.rank_of_run, args=(folder, rendezvous, rank, world, workers))
+            context.Process(target=chain.rank_of_run, args=(folder, rendezvous, rank, world, workers, held_at))
             for rank in range(world)
         ]
         for process in ranks:

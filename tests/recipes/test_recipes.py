@@ -28,7 +28,7 @@ def command(recipe: str, cwd: Path, *overrides: str) -> str:
     arguments = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False
+        arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout + done.stderr

@@ -19,13 +19,20 @@ from qwen_audio_train.config.runtime import Device, RuntimeConfig
 from qwen_audio_train.training import runtime
 from qwen_audio_train.training.watchdog import Phase, Watchdog
 
-CONFIG = RuntimeConfig(device=Device.cpu, hang_seconds=1.5, hang_exit_seconds=6.0)
+CONFIG = RuntimeConfig(device=Device.cpu, hang_seconds=2.5, hang_exit_seconds=8.0)
 STEPS = 5
 
 
 def meet() -> None:
     """A collective."""
     dist.all_reduce(torch.ones(2))
+
+
+def wait_until_said(watchdog: Watchdog) -> None:
+    """Until its thread has told the others where this rank is."""
+    beat = watchdog._beat
+    while watchdog._beat < beat + 2:  # counted before it is told: the second began after the first was told
+        time.sleep(0.01)
 
 
 def spend_for_ever(watchdog: Watchdog) -> None:
@@ -48,10 +55,10 @@ def main(folder: Path, trouble: str) -> None:
         for _ in range(8):
             watchdog.enter(Phase.forward)
             if is_troubled and trouble == "slow":
-                time.sleep(0.5)
+                time.sleep(0.7)
             watchdog.enter(Phase.backward)
             if is_troubled and trouble.startswith("stop"):
-                time.sleep(0.5)  # long enough for its thread to have said where it is
+                wait_until_said(watchdog)
                 os.kill(os.getpid(), signal.SIGSTOP)
         meet()
         watchdog.enter(Phase.optimiser)

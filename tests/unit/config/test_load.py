@@ -118,7 +118,7 @@ def test_values_arrive_typed(tmp_path):
 
 def test_recipe_command_line_lists_every_problem_and_exits_2_without_loading_a_model(tmp_path):
     command = [sys.executable, str(ROOT / "recipes" / "sft.py"), "optim.learning_rate=-1", "run.max_steps=0"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2, done.stderr[-2000:]
     # Libraries may say something of their own while they are imported (bitsandbytes without a GPU does).
     lines = done.stderr[max(0, done.stderr.find("The configuration has")) :].splitlines()

@@ -67,7 +67,6 @@ def test_parts_of_a_trial(workshop, stage):
     assert sum(parts) == adamw.peak
 
 
-@pytest.mark.timeout(300)
 def test_the_command_finds_a_budget_below_the_limit(workshop):
     given = settings(workshop, "sft")
     least = attempt(Request("sft", given, LEAST_TOKENS, 2384, None, False), 1)

@@ -24,7 +24,7 @@ esac
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>"$DONE"
 env | grep -E '^(MASTER|TORCH_|NCCL_)' >>"$DONE"
-trap 'sleep 0.2; exit ${CODE_AFTER_USR1:-75}' USR1
+trap 'sleep ${STOP_SECONDS:-0.2}; exit ${CODE_AFTER_USR1:-75}' USR1
 touch "$DONE.started"
 [ -n "${SRUN_SECONDS:-}" ] && { sleep "$SRUN_SECONDS" >/dev/null & wait; }
 exit "$CODE"
@@ -69,7 +69,7 @@ def job(tmp_path):
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=100)
     return process.returncode, said
 
 
@@ -138,7 +138,7 @@ def test_what_nobody_foresaw_is_tried_again_a_few_times(job, code):
 
 
 def test_sigusr1_is_handed_on_and_the_saved_run_is_requeued(job):
-    process = job(0, SRUN_SECONDS="20")
+    process = job(0, SRUN_SECONDS="90")
     wait_for(job.runs)
     process.send_signal(signal.SIGUSR1)
     code, said = ended(process)
@@ -148,7 +148,7 @@ def test_sigusr1_is_handed_on_and_the_saved_run_is_requeued(job):
 
 
 def test_a_run_that_does_not_save_in_time_is_requeued_anyway(job):
-    process = job(0, SRUN_SECONDS="3", CODE_AFTER_USR1="0", SAVE_SECONDS="0.1")
+    process = job(0, SRUN_SECONDS="90", STOP_SECONDS="4", CODE_AFTER_USR1="0", SAVE_SECONDS="0.1")
     wait_for(job.runs)
     process.send_signal(signal.SIGUSR1)
     _, said = ended(process)
@@ -165,7 +165,7 @@ def test_batch_scripts_and_the_submitter_share_their_options():
 
 
 def wait_for(is_so) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.02)

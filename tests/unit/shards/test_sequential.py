@@ -17,7 +17,7 @@ from tests import http_server
 from tests.http_server import FileServer
 from tests.unit.shards.conftest import write_toy_set
 
-CONFIG = RemoteConfig(retries=2, backoff_seconds=0.001, timeout_seconds=0.3)
+CONFIG = RemoteConfig(retries=2, backoff_seconds=0.001, timeout_seconds=20.0)
 
 
 @pytest.fixture

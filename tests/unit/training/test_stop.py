@@ -51,7 +51,7 @@ assert not stopper.wanted
 
 
 def test_a_forked_worker_ends_by_the_signal_that_only_notes_in_the_run():
-    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

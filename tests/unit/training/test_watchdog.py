@@ -69,7 +69,7 @@ def test_one_process_reports_dumps_and_ends(tmp_path):
 
 def test_a_process_that_moves_again_is_not_ended_and_reported_anew(tmp_path, caplog):
     codes = []
-    watchdog = Watchdog(tmp_path, hang_seconds=0.3, exit_seconds=3.0, end=codes.append)
+    watchdog = Watchdog(tmp_path, hang_seconds=0.3, exit_seconds=60.0, end=codes.append)
     watchdog.start()
     report = tmp_path / "hangs" / "report.txt"
     for hang in (1, 2):
