@@ -19,7 +19,8 @@ from tests.ports import free_port
 
 GRACE_SECONDS = 60
 """Between a preempted job's SIGTERM and its end."""
-SILENT_NODE_SECONDS = 6
+SILENT_NODE_SECONDS = 20
+"""More than a busy machine keeps a daemon waiting."""
 NUM_NODES = 4
 CPUS = 8
 """A node, whatever the machine has: the ranks of the tests mostly wait."""
@@ -53,7 +54,11 @@ ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout={silent}
 KillWait=20
-MinJobAge=600
+MinJobAge=86400
+MessageTimeout=60
+TCPTimeout=20
+BatchStartTimeout=120
+UnkillableStepTimeout=180
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
@@ -102,11 +107,11 @@ class Cluster:
         key.chmod(0o400)
         files = [f"--{name}-file={self.base / f'munge.{name}'}" for name in ("key", "pid", "log", "seed")]
         self._launch("munged", "--foreground", "--force", f"--socket={self.base / 'munge.socket'}", *files)
-        wait_until((self.base / "munge.socket").exists, 20, lambda: "munged did not start")
+        wait_until((self.base / "munge.socket").exists, 60, lambda: "munged did not start")
         self._launch("slurmctld", "-D", "-c")
         for number in range(1, NUM_NODES + 1):
             self.start_node(f"node{number}")
-        wait_until(lambda: self.node_states() == ["idle"] * NUM_NODES, 60, lambda: f"nodes: {self.node_states()}")
+        wait_until(lambda: self.node_states() == ["idle"] * NUM_NODES, 200, lambda: f"nodes: {self.node_states()}")
 
     def start_node(self, node: str) -> None:
         self._launch(node, "-D", "-N", node, program="slurmd")
@@ -116,7 +121,7 @@ class Cluster:
         for job in self.ask("squeue", "--noheader", "--format=%A", check=False).split():
             self.ask("scancel", "--full", "--signal=KILL", job, check=False)
             self.ask("scancel", job, check=False)
-        wait_until(lambda: not self.ask("squeue", "--noheader", check=False).strip(), 60, lambda: "jobs do not end")
+        wait_until(lambda: not self.ask("squeue", "--noheader", check=False).strip(), 200, lambda: "jobs do not end")
         for name in [*(f"node{n}" for n in range(1, NUM_NODES + 1)), "slurmctld", "munged"]:
             if (daemon := self._daemons.pop(name, None)) is not None:
                 end(daemon)

@@ -54,7 +54,7 @@ def installed() -> str:
     if all(shutil.which(program) for program in PROGRAMS):
         return ""
     script = ["bash", str(ROOT / "scripts" / "install_slurm.sh")]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode or not all(shutil.which(program) for program in PROGRAMS):
         return f"Slurm cannot be installed: {(done.stderr or done.stdout).strip()[-300:]}"
     return ""
@@ -242,7 +242,11 @@ def test_a_preempted_job_saves_is_requeued_and_ends_alike(desk, undisturbed, sha
     saved = sorted(path.name for path in (run.folder / "checkpoints").glob("checkpoint-*"))
     assert saved[-1] == f"checkpoint-{HELD_AFTER + 1}", "the step that was under way is kept"
     assert read_state(run.folder).state is State.stopped
-    wait_until(lambda: desk.cluster.job(higher)["JobState"] == "COMPLETED", 60, lambda: "the other job does not end")
+    wait_until(
+        lambda: desk.cluster.job(higher)["JobState"] == "COMPLETED",
+        PATIENCE_SECONDS,
+        lambda: "the other job does not end",
+    )
     assert_ends_like(desk, run, whole)
     assert run.starts() == 2
 

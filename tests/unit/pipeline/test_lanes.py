@@ -28,7 +28,7 @@ def test_results_come_in_the_order_of_the_work(two_cores):
 
 
 def test_lanes_work_at_the_same_time(two_cores):
-    both_here = threading.Barrier(2, timeout=10)
+    both_here = threading.Barrier(2, timeout=60)
     list(in_lanes(lambda _: both_here.wait(), range(2), device=CPU))
 
 
