@@ -10,9 +10,11 @@ import itertools
 import os
 import socket
 
-_FIRST, _COUNT = 10_000, 10_000
-# Each process begins elsewhere, so that test workers side by side do not find the same port free.
-_next = itertools.count(os.getpid() * 101)
+# Test workers side by side take turns, so that none finds a port free that another has given and not yet used.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_FIRST, _COUNT = 10_000, 10_000 // _WORKERS * _WORKERS
+_next = itertools.count(os.getpid() * 101 // _WORKERS * _WORKERS + _WORKER, _WORKERS)
 
 
 def free_port() -> int:

@@ -1,5 +1,5 @@
 """pytest-xdist keeps a group of tests on one worker by a suffix of their node ids; a pytest that ignores it runs two
-Slurms, and twice as many ranks, beside each other."""
+Slurms beside each other, and makes again what a module's tests share."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import pytest
 from tests import sets
 from tests.invariants import chain
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("chain")]
 
 CHAIN = [(4, 2, 12), (2, 0, 30), (8, 1, None)]
 """Ranks, workers, and how many steps are in the log when all are killed."""

@@ -9,7 +9,7 @@ from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
 from tests import fault_hooks, rank_runs, sets
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("failed_saves")]
 
 STEPS = 6
 

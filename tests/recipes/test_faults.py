@@ -7,7 +7,7 @@ import pytest
 from benchmarks import fault_kinds
 from benchmarks.fault_cases import PATIENCE_SECONDS, Case, Report, Runs
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("faults")]
 
 PLAIN = Case("pretrain", "auto", 1)
 SHARDED = Case("pretrain", "zero2", 2)

@@ -24,7 +24,7 @@ from tests.recipes.test_distributed import ROOT, SETTINGS, TORCHRUN
 STEPS = int(os.environ.get("MIXED_STEPS", "250"))
 RANKS = int(os.environ.get("MIXED_RANKS", "2"))
 SECONDS = 120 + 2 * STEPS
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed"), pytest.mark.timeout(2 * SECONDS)]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("mixed_batches"), pytest.mark.timeout(2 * SECONDS)]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests import sets
 from tests.ports import free_port
 from tests.recipes.test_quarantine_stop import WORLD, start
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("preemption")]
 
 STEPS = 60
 

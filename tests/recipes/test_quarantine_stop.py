@@ -17,7 +17,7 @@ from tests import sets
 from tests.ports import free_port
 from tests.recipes.test_distributed import ROOT, SETTINGS
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("quarantine_stop")]
 
 WORLD = 2
 

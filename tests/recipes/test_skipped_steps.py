@@ -15,7 +15,7 @@ from tests import sets
 from tests.ports import free_port
 from tests.recipes.test_distributed import ROOT, SETTINGS, TORCHRUN
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("skipped_steps")]
 
 STEPS = 6
 SPIKES = ["optim.spike_factor=3.0", "optim.spike_window_steps=4"]

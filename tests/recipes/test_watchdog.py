@@ -15,7 +15,7 @@ from qwen_audio_train.training.watchdog import HANG_EXIT_CODE
 from tests.ports import free_port
 from tests.recipes.test_distributed import ROOT
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("watchdog")]
 
 WORLD = 2
 

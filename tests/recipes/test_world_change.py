@@ -11,7 +11,7 @@ from qwen_audio_train.model.build import save_built
 from qwen_audio_train.model.sizes import build_tiny
 from tests import rank_runs, sets
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("distributed")]
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("world_change")]
 
 STEPS = 9
 STOPS = {4: 3, 2: 6, 3: STEPS}

@@ -83,7 +83,7 @@ def test_states_of_one_process(adapter):
 
 
 @pytest.mark.distributed
-@pytest.mark.xdist_group("distributed")
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (2, "bfloat16"), (3, "bfloat16")])
 def test_states_of_two_ranks_under_deepspeed(stage, dtype):
     command = [*TORCHRUN, str(free_port()), "tests/unit/model/measured_memory.py", str(stage), dtype]
