@@ -234,13 +234,13 @@ def outcome(run_dir: Path) -> Outcome:
     return Outcome(rank_runs.losses(run_dir), rank_runs.keys(run_dir), hashlib.sha256(weights.read_bytes()).hexdigest())
 
 
-def end_after_first_death(ranks: Sequence[Any], *, patience_seconds: float = PATIENCE_SECONDS) -> float:
+def end_after_first_death(ranks: Sequence[Any]) -> float:
     """Wait for a rank to end by the fault, then end the others as a launcher does, at once or when they did not end by
     themselves. Seconds that the others took."""
     while all(process.is_alive() for process in ranks):
         time.sleep(0.02)
     died = time.monotonic()
-    while any(process.is_alive() for process in ranks) and time.monotonic() - died < patience_seconds:
+    while any(process.is_alive() for process in ranks) and time.monotonic() - died < PATIENCE_SECONDS:
         time.sleep(0.02)
     seconds = time.monotonic() - died
     for process in ranks:

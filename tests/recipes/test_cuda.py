@@ -11,7 +11,6 @@ from tests.recipes.test_distributed import STEPS, Stages
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.timeout(600),
 ]
 CUDA = "runtime.device=auto"
 LORA = ("adapter=lora",)

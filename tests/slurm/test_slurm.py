@@ -150,11 +150,8 @@ class Desk:
             self.pending_since.pop(number, None)
         elif time.monotonic() - self.pending_since.setdefault(number, time.monotonic()) > SETTLING_SECONDS:
             # Slurm lets a requeued job wait for two minutes, until what was left of it is surely gone.
-            self.limit(number, LIMIT_MINUTES, "starttime=now")
-
-    def limit(self, number: str, minutes: int, *more: str) -> None:
-        """Change a job's time limit, which counts from its start."""
-        self.cluster.ask("scontrol", "update", f"jobid={number}", f"timelimit={minutes}", *more, check=False)
+            now = ("starttime=now", f"timelimit={LIMIT_MINUTES}")
+            self.cluster.ask("scontrol", "update", f"jobid={number}", *now, check=False)
 
     def until(self, run: Run, *states: str) -> None:
         states += ("FAILED",)
@@ -190,7 +187,8 @@ def timed(desk):
     run = desk.submit("sft", "timed", "--save-margin=60", "--export=SAVE_SECONDS=50", hold=HELD_AFTER)
     desk.until_held(run)
     hours, minutes, _ = desk.cluster.job(run.number)["RunTime"].split(":")
-    desk.limit(run.number, 60 * int(hours) + int(minutes) + 3)
+    limit = f"timelimit={60 * int(hours) + int(minutes) + 3}"  # in minutes from the job's start
+    desk.cluster.ask("scontrol", "update", f"jobid={run.number}", limit)
     return run
 
 
